@@ -1,0 +1,39 @@
+# make help lists what can be done here. Everything that a target needs, it
+# builds or fetches through the Go module proxy; Go itself, a C compiler (for
+# the race detector), git and make are all that must be there.
+
+export GOTOOLCHAIN := auto
+
+BIN      := $(CURDIR)/bin
+PROGRAMS := ./cmd/istiod ./cmd/ztunnel ./cmd/ambit-cni ./cmd/waypoint ./integration/lab/cmd/lab ./integration/demo \
+            $(wildcard ./install/samples/bookinfo/cmd/*)
+TOOL     := go -C integration/tools tool
+# Tests of packages that use namespaces re-execute themselves as need be; -p
+# keeps the end-to-end tests from starving each other on small machines.
+TESTFLAGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: build demo test lint gen help
+
+build: ## build all programs into bin/
+	@echo "building bin/ (the first time this takes some minutes)"
+	@mkdir -p $(BIN)
+	CGO_ENABLED=0 go build -trimpath -o $(BIN)/ $(PROGRAMS)
+
+demo: build ## show the mesh at work, in network namespaces on this machine (KEEP=1 keeps it up)
+	@$(BIN)/demo $(if $(KEEP),--keep)
+
+test: build ## run all tests, with the race detector; states what it skips and why
+	go test -race -shuffle=on $(TESTFLAGS) ./...
+	go test -count=1 ./integration/arch
+
+lint: ## run the linters, pinned in integration/tools
+	$(TOOL) -n golangci-lint >/dev/null
+	cd $(CURDIR) && $$($(TOOL) -n golangci-lint) run ./...
+
+gen: ## generate code and CRDs again from their sources
+	go -C integration/tools run ./protogen ../..
+	{ cat "$$(go list -m -f '{{.Dir}}' istio.io/api)/kubernetes/customresourcedefinitions.gen.yaml"; } > install/crds/istio.yaml
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

@@ -1,0 +1,81 @@
+// Command istiod is the control plane of the mesh.
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/ambit-mesh/ambit/apis/mesh"
+	"github.com/ambit-mesh/ambit/istiod"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := command().ExecuteContext(ctx)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "istiod:", err)
+		os.Exit(1)
+	}
+}
+
+func command() *cobra.Command {
+	cfg := istiod.Config{Port: mesh.PortXDS, TrustedNodeAccounts: trustedNodeAccounts()}
+	var level slog.Level
+	cmd := &cobra.Command{
+		Use:           "istiod",
+		Short:         "The control plane: manifests in, configuration and certificates for proxies out",
+		Args:          cobra.NoArgs,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg.Log = slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: level}))
+			i, err := istiod.New(cfg)
+			if err != nil {
+				return err
+			}
+			return i.Run(cmd.Context())
+		},
+		Long: `istiod reads manifests, tells each proxy what it has to know over xDS, and
+signs the proxies' certificates. Without a cluster it reads a directory.
+
+Environment:
+  CA_TRUSTED_NODE_ACCOUNTS  service accounts, as namespace/name separated by commas,
+                            that may ask for the identities of the pods on their
+                            own node (default istio-system/ztunnel)`,
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&cfg.ConfigDir, "config-dir", "", "directory of the user's manifests; only read")
+	flags.StringVar(&cfg.StateDir, "state-dir", "", "directory where objects/ and status/ are kept")
+	flags.StringVar(&cfg.ListenAddress, "listen-address", "127.0.0.1", "address on which everything is served")
+	flags.StringVar(&cfg.JWKSFile, "jwks-file", "", "JWKS file with the public keys that sign service-account tokens")
+	flags.StringVar(&cfg.JWTIssuer, "jwt-issuer", "", "issuer that tokens must name")
+	flags.StringVar(&cfg.JWTAudience, "jwt-audience", mesh.TokenAudience, "audience that tokens must name")
+	flags.StringVar(&cfg.ClusterDomain, "cluster-domain", mesh.DefaultClusterDomain, "DNS domain of the cluster's services")
+	flags.StringVar(&cfg.ClusterID, "cluster-id", mesh.DefaultClusterID, "name of the cluster in workload ids")
+	flags.StringVar(&cfg.WaypointImage, "waypoint-image", istiod.DefaultWaypointImage, "image of generated waypoints")
+	flags.IntVar(&cfg.MonitoringPort, "monitoring-port", mesh.PortIstiodMonitor, "port of metrics, readiness and debug dumps")
+	flags.TextVar(&level, "log-level", slog.LevelInfo, "least level that is logged: debug, info, warn or error")
+	return cmd
+}
+
+func trustedNodeAccounts() []string {
+	value := os.Getenv("CA_TRUSTED_NODE_ACCOUNTS")
+	if value == "" {
+		return []string{mesh.DefaultSystemNamespace + "/" + mesh.AccountZtunnel}
+	}
+	var out []string
+	for account := range strings.SplitSeq(value, ",") {
+		if account = strings.TrimSpace(account); account != "" {
+			out = append(out, account)
+		}
+	}
+	return out
+}

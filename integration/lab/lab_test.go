@@ -1,0 +1,500 @@
+package lab_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+
+	"github.com/ambit-mesh/ambit/apis/manifest"
+	"github.com/ambit-mesh/ambit/integration/lab"
+)
+
+// binaries holds what the tests run; TestMain builds it.
+var binaries string
+
+func TestMain(m *testing.M) { os.Exit(run(m)) }
+
+func run(m *testing.M) int {
+	dir, err := os.MkdirTemp("", "lab-test-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer func() { _ = os.RemoveAll(dir) }()
+	binaries = dir
+	for _, program := range []string{"./cmd/lab", "./testdata/echo", "./testdata/meshstub"} {
+		build := exec.Command("go", "build", "-o", dir+"/", program)
+		if out, err := build.CombinedOutput(); err != nil {
+			fmt.Fprintf(os.Stderr, "build %s: %v\n%s", program, err, out)
+			return 1
+		}
+	}
+	for _, name := range []string{"istiod", "ztunnel", "ambit-cni"} {
+		if err := os.Link(filepath.Join(dir, "meshstub"), filepath.Join(dir, name)); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+	}
+	return m.Run()
+}
+
+// bed is a running lab with the manifests of testdata.
+type bed struct {
+	*lab.Lab
+	t      *testing.T
+	config string
+}
+
+func start(t *testing.T, change func(*lab.Options)) *bed {
+	t.Helper()
+	config := t.TempDir()
+	copyFile(t, "testdata/manifests/apps.yaml", filepath.Join(config, "apps.yaml"))
+	options := lab.Options{
+		Binary: filepath.Join(binaries, "lab"), BinDir: binaries, ConfigDir: config, StateDir: t.TempDir(),
+		Timeout: 20 * time.Second, NoMesh: true,
+	}
+	if change != nil {
+		change(&options)
+	}
+	l, err := lab.Start(t.Context(), options)
+	if err != nil {
+		log, _ := os.ReadFile(filepath.Join(options.StateDir, "lab.log"))
+		t.Fatalf("start: %v\n%s", err, log)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			log, _ := os.ReadFile(filepath.Join(l.StateDir(), "lab.log"))
+			t.Logf("log of the lab:\n%s", log)
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		if _, err := lab.Open(l.StateDir()); err != nil {
+			return // ended by the test
+		}
+		if err := l.Down(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	return &bed{Lab: l, t: t, config: config}
+}
+
+func copyFile(t *testing.T, from, to string) {
+	t.Helper()
+	data, err := os.ReadFile(from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(to, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// edit replaces text in the manifests.
+func (b *bed) edit(old, replacement string) {
+	b.t.Helper()
+	file := filepath.Join(b.config, "apps.yaml")
+	data, err := os.ReadFile(file)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	if !bytes.Contains(data, []byte(old)) {
+		b.t.Fatalf("manifests have no %q", old)
+	}
+	if err := os.WriteFile(file, bytes.ReplaceAll(data, []byte(old), []byte(replacement)), 0o600); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+// exec runs a command and returns its output and exit code.
+func (b *bed) exec(target string, argv ...string) (string, int) {
+	b.t.Helper()
+	var out bytes.Buffer
+	code, err := b.Exec(b.t.Context(), target, argv, lab.Stdio{Out: &out, Err: &out})
+	if err != nil {
+		b.t.Fatalf("exec in %s: %v", target, err)
+	}
+	return strings.TrimSpace(out.String()), code
+}
+
+func (b *bed) await(what string, condition func(lab.Status) bool) lab.Status {
+	b.t.Helper()
+	ctx, cancel := context.WithTimeout(b.t.Context(), 10*time.Second)
+	defer cancel()
+	s, err := b.Wait(ctx, condition)
+	if err != nil {
+		var text strings.Builder
+		_ = s.Write(&text)
+		b.t.Fatalf("want: %s: %v\n%s", what, err, text.String())
+	}
+	return s
+}
+
+func (b *bed) ready(target string, count int) []lab.PodStatus {
+	b.t.Helper()
+	ctx, cancel := context.WithTimeout(b.t.Context(), 10*time.Second)
+	defer cancel()
+	pods, err := b.WaitReady(ctx, target, count)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return pods
+}
+
+func TestPlaintext(t *testing.T) {
+	b := start(t, nil)
+	pods := b.ready("shop/web", 4)
+	client := b.ready("shop/client", 1)[0]
+
+	t.Run("pods are spread over the nodes", func(t *testing.T) {
+		count := map[string]int{}
+		for _, p := range pods {
+			count[p.Node]++
+		}
+		if count["n1"] != 2 || count["n2"] != 2 {
+			t.Errorf("pods by node: %v", count)
+		}
+	})
+	t.Run("a cluster IP reaches every pod as often, and the source stays", func(t *testing.T) {
+		out, _ := b.exec("shop/client", "echo", "get", "http://web", "400")
+		count := map[string]int{}
+		for line := range strings.Lines(out) {
+			fields := strings.Fields(line)
+			if fields[1] != client.Address {
+				t.Fatalf("answer %q: want source %s", line, client.Address)
+			}
+			count[fields[0]]++
+		}
+		for _, p := range pods { // 100 each; six standard deviations are 52
+			if n := count[p.Name]; n < 48 || n > 152 {
+				t.Errorf("pod %s answered %d of 400", p.Name, n)
+			}
+		}
+	})
+	t.Run("a pod reaches itself through its Service", func(t *testing.T) {
+		out, _ := b.exec("shop/"+pods[0].Name, "echo", "get", "http://web", "40")
+		if strings.Contains(out, "error") || !strings.Contains(out, pods[0].Name) {
+			t.Errorf("answers:\n%s", out)
+		}
+	})
+	t.Run("a node reaches Services by name", func(t *testing.T) {
+		out, _ := b.exec("node/n2", "echo", "get", "http://web.shop.svc")
+		if fields := strings.Fields(out); len(fields) != 3 || fields[1] != "10.89.0.12" {
+			t.Errorf("answer %q", out)
+		}
+	})
+	t.Run("a Service without endpoints refuses", func(t *testing.T) {
+		if out, _ := b.exec("shop/client", "echo", "get", "http://nobody"); !strings.Contains(out, "refused") {
+			t.Errorf("answer %q", out)
+		}
+	})
+	t.Run("a headless Service has its pods' addresses", func(t *testing.T) {
+		out, _ := b.exec("shop/client", "echo", "lookup", "headless")
+		got := strings.Fields(out)
+		var want []string
+		for _, p := range pods {
+			want = append(want, p.Address)
+		}
+		slices.Sort(got)
+		slices.Sort(want)
+		if !slices.Equal(got, want) {
+			t.Errorf("addresses %v, want %v", got, want)
+		}
+	})
+	t.Run("probes come from the pod's gateway", func(t *testing.T) {
+		log, err := os.ReadFile(b.LogFile("shop", pods[0].Name, "web"))
+		gateway := strings.Replace(pods[0].Address, pods[0].Address[strings.LastIndexByte(pods[0].Address, '.'):], ".1:", 1)
+		if err != nil || !strings.Contains(string(log), "probed by "+gateway) {
+			t.Errorf("log %q, %v; want probes by %s", log, err, gateway)
+		}
+	})
+	t.Run("exec", func(t *testing.T) { testExec(t, b) })
+	t.Run("capture", func(t *testing.T) { testCapture(t, b) })
+	t.Run("objects", func(t *testing.T) { testObjects(t, b, client) })
+	t.Run("changes", func(t *testing.T) { testChanges(t, b) })
+	t.Run("nothing is left behind", func(t *testing.T) { testKill(t, b) })
+}
+
+func testExec(t *testing.T, b *bed) {
+	var out bytes.Buffer
+	code, err := b.Exec(t.Context(), "shop/client", []string{"echo", "exit", "7"}, lab.Stdio{In: strings.NewReader("over"), Out: &out})
+	if err != nil || code != 7 || out.String() != "over" {
+		t.Errorf("code %d, output %q, %v; want 7, over", code, out.String(), err)
+	}
+	if out, _ := b.exec("shop/client", "sh", "-c", "hostname; cat /var/run/settings/colour; echo $GREETING"); out != "client\ngreenhello client" {
+		t.Errorf("inside the pod: %q", out)
+	}
+	for _, target := range []string{"shop/nobody", "node/n9", "shop", "shop/client/other"} {
+		if _, err := b.Exec(t.Context(), target, []string{"true"}, lab.Stdio{}); err == nil {
+			t.Errorf("target %s: no error", target)
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if _, err := b.Exec(ctx, "shop/web", []string{"echo", "hang"}, lab.Stdio{}); err == nil {
+		t.Error("a command outlived its context")
+	}
+}
+
+func testCapture(t *testing.T, b *bed) {
+	capture, err := b.Capture(t.Context(), "shop/client", "eth0", 8080)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.exec("shop/client", "echo", "get", "http://headless:8080/")
+	packets, err := capture.Stop()
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := func(want string) bool {
+		return slices.ContainsFunc(packets, func(p lab.Packet) bool { return p.HTTP == want })
+	}
+	if !seen("GET / HTTP/1.1") || !seen("HTTP/1.1 200 OK") || packets[0].Flags != "SYN" {
+		t.Errorf("packets: %+v", packets)
+	}
+}
+
+func testObjects(t *testing.T, b *bed, client lab.PodStatus) {
+	store := b.Objects()
+	pod, err := store.Get(manifest.Key{Kind: "Pod", Namespace: "shop", Name: client.Name})
+	if err != nil {
+		t.Fatal(err)
+	}
+	address, _, _ := unstructured.NestedString(pod.Object, "status", "podIP")
+	node, _, _ := unstructured.NestedString(pod.Object, "spec", "nodeName")
+	if string(pod.GetUID()) != client.UID || address != client.Address || node != "n1" {
+		t.Errorf("pod object: %v", pod.Object)
+	}
+	service, err := store.Get(manifest.Key{Kind: "Service", Namespace: "shop", Name: "nobody"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if ip, _, _ := unstructured.NestedString(service.Object, "spec", "clusterIP"); !strings.HasPrefix(ip, "10.96.") {
+		t.Errorf("cluster IP %q", ip)
+	}
+	if _, err := store.Get(manifest.Key{Kind: "Service", Namespace: "shop", Name: "web"}); err == nil {
+		t.Error("a Service with an address was written again")
+	}
+	if _, err := store.Get(manifest.Key{Kind: "Node", Name: "n2"}); err != nil {
+		t.Error(err)
+	}
+}
+
+func testChanges(t *testing.T, b *bed) {
+	client := func() string {
+		out, _ := b.exec("shop/client", "echo", "get", "http://web")
+		return out
+	}
+	// A new revision: old pods go when new ones are ready, and nothing fails.
+	b.edit("value: v1", "value: v2")
+	b.await("only v2 is there", func(s lab.Status) bool {
+		if out := client(); !strings.HasSuffix(out, " v1") && !strings.HasSuffix(out, " v2") {
+			t.Errorf("during the rollout: %q", out)
+		}
+		pods := s.Of("shop/web")
+		return len(pods) == 4 && !slices.ContainsFunc(pods, func(p lab.PodStatus) bool { return !p.Ready }) && strings.HasSuffix(client(), " v2")
+	})
+	// A pod that is not ready is not sent anything.
+	b.edit("replicas: 4", "replicas: 1")
+	pod := b.ready("shop/web", 1)[0]
+	b.exec("shop/client", "echo", "get", "http://"+pod.Address+":8080/die")
+	b.await("the container was started again", func(s lab.Status) bool {
+		p := s.Of("shop/" + pod.Name)
+		return len(p) == 1 && p[0].Ready && p[0].Restarts == 1 && p[0].UID == pod.UID
+	})
+	b.edit("value: v2\n", "value: v3\n            - {name: START_UNREADY, value: \"1\"}\n")
+	s := b.await("the new pod runs", func(s lab.Status) bool {
+		return slices.ContainsFunc(s.Of("shop/web"), func(p lab.PodStatus) bool { return p.Name != pod.Name && p.Phase == "Running" })
+	})
+	for _, p := range s.Of("shop/web") {
+		if p.Name != pod.Name {
+			if out := client(); !strings.HasSuffix(out, " v2") {
+				t.Errorf("with the new pod unready: %q", out)
+			}
+			b.exec("shop/client", "echo", "get", "http://"+p.Address+":8080/be-ready")
+		}
+	}
+	b.await("the new pod took over", func(s lab.Status) bool {
+		pods := s.Of("shop/web")
+		return len(pods) == 1 && pods[0].Name != pod.Name && pods[0].Ready
+	})
+	b.edit("colour: green", "colour: blue")
+	b.await("the config map's volume follows", func(lab.Status) bool {
+		out, _ := b.exec("shop/client", "cat", "/var/run/settings/colour")
+		return out == "blue"
+	})
+	if err := os.Remove(filepath.Join(b.config, "apps.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	b.await("everything is gone", func(s lab.Status) bool { return len(s.Pods) == 0 && len(s.Services) == 0 })
+}
+
+// testKill kills pid 1 and looks for what is left.
+func testKill(t *testing.T, b *bed) {
+	namespaces := func() []string {
+		var found []string
+		links, _ := filepath.Glob("/proc/[0-9]*/ns/net")
+		for _, link := range links {
+			if ns, err := os.Readlink(link); err == nil && !slices.Contains(found, ns) {
+				found = append(found, ns)
+			}
+		}
+		return found
+	}
+	own, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", b.PID()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	mountsBefore, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	running := make(chan error, 1)
+	go func() {
+		_, err := b.Exec(t.Context(), "node/n1", []string{"echo", "hang"}, lab.Stdio{})
+		running <- err
+	}()
+	process, err := os.FindProcess(b.PID())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	<-running // the connection ends with pid 1
+	deadline := time.Now().Add(5 * time.Second)
+	for slices.Contains(namespaces(), own) || processesOf(binaries) > 0 {
+		if time.Now().After(deadline) {
+			t.Fatalf("left: namespace %t, %d processes", slices.Contains(namespaces(), own), processesOf(binaries))
+		}
+	}
+	if mountsAfter, err := os.ReadFile("/proc/self/mountinfo"); err != nil || !bytes.Equal(mountsBefore, mountsAfter) {
+		t.Errorf("mounts changed (%v):\n%s", err, mountsAfter)
+	}
+	// And the directory can be used again.
+	again, err := lab.Start(t.Context(), lab.Options{
+		Binary: filepath.Join(binaries, "lab"), BinDir: binaries, ConfigDir: b.config, StateDir: b.StateDir(), NoMesh: true,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := again.Down(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+// processesOf counts the processes whose program is in the directory.
+func processesOf(dir string) int {
+	links, _ := filepath.Glob("/proc/[0-9]*/exe")
+	count := 0
+	for _, link := range links {
+		if path, err := os.Readlink(link); err == nil && strings.HasPrefix(path, dir+"/") {
+			count++
+		}
+	}
+	return count
+}
+
+// The mesh's manifests, with programs that only look around.
+func TestMeshManifests(t *testing.T) {
+	b := start(t, func(o *lab.Options) {
+		o.NoMesh, o.MeshEnv, o.TokenLifetime = false, map[string]string{"SECRET_TTL": "10s"}, 2*time.Second
+	})
+	for _, target := range []string{"istio-system/ztunnel", "istio-system/ambit-cni"} {
+		b.ready(target, 2)
+	}
+	b.ready("istio-system/istiod", 1)
+	client := b.ready("shop/client", 1)[0]
+	for i, node := range []string{"n1", "n2"} {
+		want := fmt.Sprintf("%s 10s 10.89.0.1%d", node, i+1)
+		if out, _ := b.exec("node/"+node, "cat", "/run/ztunnel/started-on"); out != want {
+			t.Errorf("node %s's own directory: %q, want %q", node, out, want)
+		}
+	}
+	if out, _ := b.exec("node/n1", "cat", "/run/ambit-cni/agent"); !strings.Contains(out, "--probe-source=10.244.1.1") || strings.Contains(out, "$(") {
+		t.Errorf("arguments of ambit-cni: %q", out)
+	}
+	out, _ := b.exec("node/n1", "cat", "/run/ambit-cni/ADD-"+client.UID)
+	args, config, _ := strings.Cut(out, "\n")
+	var network struct {
+		PrevResult struct {
+			IPs []struct{ Address, Gateway string } `json:"ips"`
+		} `json:"prevResult"`
+	}
+	if err := json.Unmarshal([]byte(config), &network); err != nil || len(network.PrevResult.IPs) != 1 {
+		t.Fatalf("network configuration %q: %v", config, err)
+	}
+	if got := network.PrevResult.IPs[0]; got.Address != client.Address+"/32" || got.Gateway != "10.244.1.1" {
+		t.Errorf("previous result: %+v", got)
+	}
+	if !strings.Contains(args, "K8S_POD_NAMESPACE=shop;K8S_POD_NAME=client;") || !strings.Contains(args, "K8S_POD_UID="+client.UID) {
+		t.Errorf("CNI_ARGS %q", args)
+	}
+
+	token := func() string {
+		out, _ := b.exec("shop/client", "cat", "/var/run/secrets/tokens/istio-token")
+		return out
+	}
+	first := token()
+	b.await("the token was replaced", func(lab.Status) bool { return token() != first })
+
+	// An annotation of ambit-cni's stays when the pod's object is written anew.
+	key := manifest.Key{Kind: "Pod", Namespace: "shop", Name: "client"}
+	err := b.Objects().Update(key, func(o *unstructured.Unstructured) error {
+		o.SetAnnotations(map[string]string{"ambient.istio.io/redirection": "enabled"})
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(filepath.Join(b.config, "apps.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	b.await("the pod is leaving", func(s lab.Status) bool {
+		pod, err := b.Objects().Get(key)
+		if err == nil && pod.GetAnnotations()["ambient.istio.io/redirection"] != "enabled" {
+			t.Error("the annotation was lost")
+		}
+		return len(s.Of("shop/client")) == 0
+	})
+	if _, code := b.exec("node/n1", "test", "-e", "/run/ambit-cni/DEL-"+client.UID); code != 0 {
+		t.Error("no DEL for the pod")
+	}
+}
+
+func TestRefusesDirectoriesThatItHides(t *testing.T) {
+	_, err := lab.Start(t.Context(), lab.Options{ConfigDir: "/run", StateDir: t.TempDir(), BinDir: binaries})
+	if err == nil || !strings.Contains(err.Error(), "use another directory") {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestStartNamesWhatItWaitsFor(t *testing.T) {
+	config := t.TempDir()
+	pod := `{apiVersion: v1, kind: Pod, metadata: {name: a, namespace: b}, spec: {containers: [{name: c, image: no-such-program}]}}`
+	if err := os.WriteFile(filepath.Join(config, "a.yaml"), []byte(pod), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, err := lab.Start(t.Context(), lab.Options{
+		Binary: filepath.Join(binaries, "lab"), BinDir: binaries, ConfigDir: config, StateDir: t.TempDir(),
+		Timeout: 500 * time.Millisecond, NoMesh: true,
+	})
+	if err == nil || !strings.Contains(err.Error(), "no-such-program") {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestCheck(t *testing.T) {
+	if err := lab.Check(filepath.Join(binaries, "lab")); err != nil {
+		t.Error(err)
+	}
+}

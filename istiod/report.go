@@ -1,0 +1,88 @@
+package istiod
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+
+	"github.com/ambit-mesh/ambit/istiod/model"
+	"github.com/ambit-mesh/ambit/istiod/source"
+	"github.com/ambit-mesh/ambit/istiod/status"
+	"github.com/ambit-mesh/ambit/istiod/translate"
+)
+
+// report tells the log and the statuses what the source did not take.
+func (i *Istiod) report(r source.Report) {
+	for _, file := range r.Broken {
+		i.log.Warn("manifest file not taken; its last good objects stay", slog.String("file", at(file.File, file.Line)), slog.String("reason", file.Reason))
+		i.statuses.File(file.File, errors.New(at(file.File, file.Line)+": "+file.Reason))
+	}
+	for _, file := range r.Mended {
+		i.log.Info("manifest file taken again", slog.String("file", file))
+		i.statuses.File(file, nil)
+	}
+	for _, o := range r.Invalid {
+		i.log.Warn("object not taken; its last good version stays", attributes(o)...)
+		i.statuses.Set(status.WriterValidation, o.Key, status.Invalid(0, message(o)))
+	}
+	for _, key := range r.Valid {
+		i.statuses.Set(status.WriterValidation, key, status.Status{})
+	}
+	warned := map[string][]model.Notice{}
+	for _, o := range r.Warnings {
+		i.log.Warn("part of an object has no effect", attributes(o)...)
+		warned[o.Key.String()] = append(warned[o.Key.String()], model.Notice{Object: o.Key, Field: o.Field, Message: o.Reason})
+	}
+	for _, notices := range warned {
+		i.statuses.Set(status.WriterFields, notices[0].Object, status.Fields(0, notices))
+	}
+	i.reportUnread(r.Unread)
+}
+
+// reportUnread logs each kind that is not read once, and says so on the objects
+// of groups that are there for the mesh.
+func (i *Istiod) reportUnread(list []source.Invalid) {
+	for _, o := range list {
+		kind := o.Key.Kind + "." + o.Key.Group
+		if !i.unreadKinds[kind] {
+			i.unreadKinds[kind] = true
+			i.log.Info("kind is not read by istiod", slog.String("kind", o.Key.Kind), slog.String("group", o.Key.Group),
+				slog.String("first", at(o.File, o.Line)))
+		}
+		if source.ForMesh(o.Key.Group) {
+			i.statuses.Set(status.WriterValidation, o.Key, status.Invalid(0, message(o)))
+		}
+	}
+}
+
+func attributes(o source.Invalid) []any {
+	out := []any{slog.String("object", o.Key.String()), slog.String("file", at(o.File, o.Line))}
+	if o.Field != "" {
+		out = append(out, slog.String("field", o.Field))
+	}
+	return append(out, slog.String("reason", o.Reason))
+}
+
+func message(o source.Invalid) string {
+	text := at(o.File, o.Line) + ": "
+	if o.Field != "" {
+		text += o.Field + ": "
+	}
+	return text + o.Reason
+}
+
+func at(file string, line int) string {
+	if line == 0 {
+		return file
+	}
+	return fmt.Sprintf("%s:%d", file, line)
+}
+
+// policyDump shows what each policy comes to at ztunnel.
+func policyDump(policies []model.Policy, rootNamespace string) map[string]translate.PolicyResult {
+	out := map[string]translate.PolicyResult{}
+	for _, p := range policies {
+		out[p.Key()] = translate.Authorization(p, rootNamespace)
+	}
+	return out
+}

@@ -1,0 +1,134 @@
+// Package source fills collections with the objects that users and the cluster
+// write: typed, defaulted and validated, so that everything behind it is the
+// same code wherever the objects come from. It translates nothing.
+//
+// Objects holds one input collection per kind that istiod reads. A Source
+// feeds it: Dir reads directories of manifests (DESIGN.md §4); a Kubernetes
+// source is to come (issue 3). What cannot be taken is not an error but a
+// Report, for the log and for the object's status: the last good version of the
+// object stays, and no other object is affected.
+//
+// A Source changes the collections from one goroutine; reading them is safe
+// from any.
+package source
+
+import (
+	"context"
+
+	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
+	securityv1 "istio.io/client-go/pkg/apis/security/v1"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"github.com/ambit-mesh/ambit/apis/manifest"
+	"github.com/ambit-mesh/ambit/istiod/collection"
+)
+
+// Source feeds collections until ctx is done.
+type Source interface {
+	Run(ctx context.Context) error
+}
+
+// Objects is what istiod reads, each kind under its key: "namespace/name", or
+// "name" for kinds without namespace. Objects are never changed once they are
+// in a collection: a new version is a new pointer.
+type Objects struct {
+	Graph *collection.Graph
+
+	Namespaces      *collection.Input[*corev1.Namespace]
+	Nodes           *collection.Input[*corev1.Node]
+	ConfigMaps      *collection.Input[*corev1.ConfigMap]
+	ServiceAccounts *collection.Input[*corev1.ServiceAccount]
+	Pods            *collection.Input[*corev1.Pod]
+	Services        *collection.Input[*corev1.Service]
+	EndpointSlices  *collection.Input[*discoveryv1.EndpointSlice]
+
+	GatewayClasses *collection.Input[*gatewayv1.GatewayClass]
+	Gateways       *collection.Input[*gatewayv1.Gateway]
+	HTTPRoutes     *collection.Input[*gatewayv1.HTTPRoute]
+
+	VirtualServices       *collection.Input[*networkingv1.VirtualService]
+	DestinationRules      *collection.Input[*networkingv1.DestinationRule]
+	ServiceEntries        *collection.Input[*networkingv1.ServiceEntry]
+	WorkloadEntries       *collection.Input[*networkingv1.WorkloadEntry]
+	PeerAuthentications   *collection.Input[*securityv1.PeerAuthentication]
+	AuthorizationPolicies *collection.Input[*securityv1.AuthorizationPolicy]
+}
+
+// NewObjects makes the empty collections.
+func NewObjects(g *collection.Graph) *Objects {
+	return &Objects{
+		Graph:           g,
+		Namespaces:      input[*corev1.Namespace](g, "Namespace"),
+		Nodes:           input[*corev1.Node](g, "Node"),
+		ConfigMaps:      input[*corev1.ConfigMap](g, "ConfigMap"),
+		ServiceAccounts: input[*corev1.ServiceAccount](g, "ServiceAccount"),
+		Pods:            input[*corev1.Pod](g, "Pod"),
+		Services:        input[*corev1.Service](g, "Service"),
+		EndpointSlices:  input[*discoveryv1.EndpointSlice](g, "EndpointSlice"),
+
+		GatewayClasses: input[*gatewayv1.GatewayClass](g, "GatewayClass"),
+		Gateways:       input[*gatewayv1.Gateway](g, "Gateway"),
+		HTTPRoutes:     input[*gatewayv1.HTTPRoute](g, "HTTPRoute"),
+
+		VirtualServices:       input[*networkingv1.VirtualService](g, "VirtualService"),
+		DestinationRules:      input[*networkingv1.DestinationRule](g, "DestinationRule"),
+		ServiceEntries:        input[*networkingv1.ServiceEntry](g, "ServiceEntry"),
+		WorkloadEntries:       input[*networkingv1.WorkloadEntry](g, "WorkloadEntry"),
+		PeerAuthentications:   input[*securityv1.PeerAuthentication](g, "PeerAuthentication"),
+		AuthorizationPolicies: input[*securityv1.AuthorizationPolicy](g, "AuthorizationPolicy"),
+	}
+}
+
+// object is a pointer to a typed Kubernetes object.
+type object interface {
+	comparable
+	metav1.Object
+}
+
+// input compares pointers: whoever sets an object has seen that it differs.
+func input[T object](g *collection.Graph, name string) *collection.Input[T] {
+	return collection.NewInput(g, name, keyOf[T], func(a, b T) bool { return a == b })
+}
+
+func keyOf[T object](o T) string { return objectKey(o.GetNamespace(), o.GetName()) }
+
+func objectKey(namespace, name string) string {
+	if namespace == "" {
+		return name
+	}
+	return namespace + "/" + name
+}
+
+// Invalid says why an object, or a part of it, is not taken.
+type Invalid struct {
+	Key    manifest.Key
+	File   string // "" when the object comes from no file
+	Line   int
+	Field  string // path, "" for the object as a whole
+	Reason string
+}
+
+// FileError says why a file is not taken.
+type FileError struct {
+	File   string
+	Line   int
+	Reason string
+}
+
+// Report is what one batch of changes means besides the collections.
+type Report struct {
+	// Invalid objects were refused; their last good versions stay.
+	Invalid []Invalid
+	// Valid objects were refused before and are now accepted, or gone.
+	Valid []manifest.Key
+	// Warnings are parts of accepted objects that have no effect.
+	Warnings []Invalid
+	// Unread objects are of kinds that istiod does not read.
+	Unread []Invalid
+	// Broken files were not taken; Mended are fine again, or gone.
+	Broken []FileError
+	Mended []string
+}

@@ -1,0 +1,194 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+
+	"github.com/ambit-mesh/ambit/waypoint/filter"
+	"github.com/ambit-mesh/ambit/waypoint/route"
+)
+
+func compileRoutes(m *routev3.RouteConfiguration) (*route.Table, error) {
+	if err := only(m, "", "name", "virtual_hosts", "validate_clusters"); err != nil {
+		return nil, err
+	}
+	if len(m.GetVirtualHosts()) != 1 {
+		return nil, fmt.Errorf("virtual_hosts: %d are not supported, want 1", len(m.GetVirtualHosts()))
+	}
+	host := m.GetVirtualHosts()[0]
+	if err := only(host, "virtual_hosts[0]", "name", "domains", "routes"); err != nil {
+		return nil, err
+	}
+	if !slices.Equal(host.GetDomains(), []string{"*"}) {
+		return nil, fmt.Errorf("virtual_hosts[0].domains %q are not supported, want *", host.GetDomains())
+	}
+	table := &route.Table{Name: m.GetName()}
+	for i, r := range host.GetRoutes() {
+		rule, err := compileRoute(r, fmt.Sprintf("virtual_hosts[0].routes[%d]", i))
+		if err != nil {
+			return nil, err
+		}
+		table.Rules = append(table.Rules, rule)
+	}
+	return table, nil
+}
+
+func compileRoute(m *routev3.Route, at string) (*route.Rule, error) {
+	err := only(m, at, "name", "match", "route", "redirect", "direct_response", "metadata", "stat_prefix",
+		"request_headers_to_add", "request_headers_to_remove", "response_headers_to_add", "response_headers_to_remove")
+	if err != nil {
+		return nil, err
+	}
+	rule := &route.Rule{Name: m.GetName()}
+	if rule.Match, err = compileMatch(m.GetMatch(), at+".match"); err != nil {
+		return nil, err
+	}
+	if rule.Request, err = compileHeader(m.GetRequestHeadersToAdd(), m.GetRequestHeadersToRemove(), at+".request_headers"); err != nil {
+		return nil, err
+	}
+	if rule.Response, err = compileHeader(m.GetResponseHeadersToAdd(), m.GetResponseHeadersToRemove(), at+".response_headers"); err != nil {
+		return nil, err
+	}
+	switch action := m.GetAction().(type) {
+	case *routev3.Route_Route:
+		err = compileAction(rule, action.Route, at+".route")
+	case *routev3.Route_Redirect:
+		rule.Redirect, err = compileRedirect(action.Redirect, at+".redirect")
+	case *routev3.Route_DirectResponse:
+		rule.Direct, err = compileDirect(action.DirectResponse, at+".direct_response")
+	default:
+		err = fmt.Errorf("%s has no action", at)
+	}
+	return rule, err
+}
+
+func compileAction(rule *route.Rule, m *routev3.RouteAction, at string) error {
+	if err := only(m, at, "cluster", "weighted_clusters", "timeout", "retry_policy"); err != nil {
+		return err
+	}
+	// Istio's meaning, not Envoy's default of 15 s: istiod always says.
+	rule.Timeout = m.GetTimeout().AsDuration()
+	var err error
+	if rule.Retry, err = compileRetry(m.GetRetryPolicy(), at+".retry_policy"); err != nil {
+		return err
+	}
+	if name := m.GetCluster(); name != "" {
+		rule.Targets = route.NewTargets(route.Target{Cluster: name, Weight: 1})
+		return nil
+	}
+	weighted := m.GetWeightedClusters()
+	if weighted == nil {
+		return fmt.Errorf("%s names no cluster", at)
+	}
+	at += ".weighted_clusters"
+	if err := only(weighted, at, "clusters"); err != nil {
+		return err
+	}
+	var list []route.Target
+	var total uint64
+	for i, c := range weighted.GetClusters() {
+		at := fmt.Sprintf("%s.clusters[%d]", at, i)
+		if err := only(c, at, "name", "weight", "request_headers_to_add", "request_headers_to_remove",
+			"response_headers_to_add", "response_headers_to_remove"); err != nil {
+			return err
+		}
+		target := route.Target{Cluster: c.GetName(), Weight: c.GetWeight().GetValue()}
+		if target.Request, err = compileHeader(c.GetRequestHeadersToAdd(), c.GetRequestHeadersToRemove(), at+".request_headers"); err != nil {
+			return err
+		}
+		if target.Response, err = compileHeader(c.GetResponseHeadersToAdd(), c.GetResponseHeadersToRemove(), at+".response_headers"); err != nil {
+			return err
+		}
+		total += uint64(target.Weight)
+		list = append(list, target)
+	}
+	if total == 0 {
+		return fmt.Errorf("%s: no cluster with a weight", at)
+	}
+	rule.Targets = route.NewTargets(list...)
+	return nil
+}
+
+func compileRetry(m *routev3.RetryPolicy, at string) (route.Retry, error) {
+	var r route.Retry
+	if m == nil {
+		return r, nil
+	}
+	if err := only(m, at, "retry_on", "num_retries", "per_try_timeout", "retriable_status_codes", "retry_back_off",
+		"retry_host_predicate", "host_selection_retry_max_attempts"); err != nil {
+		return r, err
+	}
+	if err := r.ParseRetryOn(m.GetRetryOn()); err != nil {
+		return r, fmt.Errorf("%s: %w", at, err)
+	}
+	r.Attempts = 1
+	if n := m.GetNumRetries(); n != nil {
+		r.Attempts = int(min(n.GetValue(), 100))
+	}
+	r.PerTry = m.GetPerTryTimeout().AsDuration()
+	for _, code := range m.GetRetriableStatusCodes() {
+		r.Statuses = append(r.Statuses, int(code))
+	}
+	r.Base = m.GetRetryBackOff().GetBaseInterval().AsDuration()
+	r.Most = m.GetRetryBackOff().GetMaxInterval().AsDuration()
+	for i, p := range m.GetRetryHostPredicate() {
+		// Another endpoint is taken anyway when there is one.
+		if p.GetName() != "envoy.retry_host_predicates.previous_hosts" {
+			return r, fmt.Errorf("%s.retry_host_predicate[%d]: %s is not supported", at, i, p.GetName())
+		}
+	}
+	return r, nil
+}
+
+func compileRedirect(m *routev3.RedirectAction, at string) (*filter.Redirect, error) {
+	if err := only(m, at, "https_redirect", "scheme_redirect", "host_redirect", "port_redirect", "path_redirect",
+		"prefix_rewrite", "response_code", "strip_query"); err != nil {
+		return nil, err
+	}
+	codes := map[routev3.RedirectAction_RedirectResponseCode]int{
+		routev3.RedirectAction_MOVED_PERMANENTLY: 301, routev3.RedirectAction_FOUND: 302, routev3.RedirectAction_SEE_OTHER: 303,
+		routev3.RedirectAction_TEMPORARY_REDIRECT: 307, routev3.RedirectAction_PERMANENT_REDIRECT: 308,
+	}
+	d := &filter.Redirect{
+		Status: codes[m.GetResponseCode()], Scheme: m.GetSchemeRedirect(), Host: m.GetHostRedirect(), Port: m.GetPortRedirect(),
+		Path: m.GetPathRedirect(), Prefix: m.GetPrefixRewrite(), StripQuery: m.GetStripQuery(),
+	}
+	_, d.SetPrefix = m.GetPathRewriteSpecifier().(*routev3.RedirectAction_PrefixRewrite)
+	if m.GetHttpsRedirect() {
+		d.Scheme = "https"
+	}
+	if d.Status == 0 {
+		return nil, fmt.Errorf("%s.response_code is not known", at)
+	}
+	return d, nil
+}
+
+func compileDirect(m *routev3.DirectResponseAction, at string) (*route.Direct, error) {
+	if err := only(m, at, "status", "body"); err != nil {
+		return nil, err
+	}
+	if m.GetStatus() < 200 || m.GetStatus() > 599 {
+		return nil, fmt.Errorf("%s.status %d is not a final status", at, m.GetStatus())
+	}
+	d := &route.Direct{Status: int(m.GetStatus())}
+	if m.GetBody() != nil {
+		if err := only(m.GetBody(), at+".body", "inline_string", "inline_bytes"); err != nil {
+			return nil, err
+		}
+		d.Body = m.GetBody().GetInlineString() + string(m.GetBody().GetInlineBytes())
+	}
+	return d, nil
+}
+
+// literal resolves the doubled percent signs of a header value. Values that
+// Envoy would compute are refused.
+func literal(value string) (string, error) {
+	if strings.Contains(strings.ReplaceAll(value, "%%", ""), "%") {
+		return "", errors.New("values with %COMMANDS% are not supported")
+	}
+	return strings.ReplaceAll(value, "%%", "%"), nil
+}

@@ -1,0 +1,119 @@
+// Package route decides which rule of a service answers a request. It is pure:
+// tables are compiled once from configuration, never change, and asking one
+// reads no clock, no socket and no configuration. A regular expression is run
+// only where the configuration has one. Safe for concurrent use.
+//
+// The vocabulary is that of Envoy's RouteMatch, which is what istiod sends.
+package route
+
+import (
+	"sort"
+	"time"
+
+	"github.com/ambit-mesh/ambit/waypoint/codec"
+	"github.com/ambit-mesh/ambit/waypoint/filter"
+)
+
+// Table is the routes of one service port in the order in which they are tried.
+type Table struct {
+	Name  string
+	Rules []*Rule
+}
+
+// Rule says which requests it is for and what becomes of them. Exactly one of
+// Targets, Redirect and Direct is set.
+type Rule struct {
+	Name     string
+	Match    Match
+	Targets  *Targets
+	Redirect *filter.Redirect
+	Direct   *Direct
+
+	Timeout  time.Duration // of the whole response; 0 means none
+	Retry    Retry
+	Request  filter.Header // changes to the request's header
+	Response filter.Header // changes to the response's header
+}
+
+// Direct is a response that the waypoint gives itself.
+type Direct struct {
+	Status int
+	Body   string
+}
+
+// Match is the conditions of a rule; all must hold. The zero Match holds always.
+type Match struct {
+	Path   Path
+	Fields []FieldMatch
+	Query  []QueryMatch
+}
+
+// Find returns the first rule that matches, or nil.
+func (t *Table) Find(r *codec.Request) *Rule {
+	path := r.PathOnly()
+	for _, rule := range t.Rules {
+		if rule.Match.matches(r, path) {
+			return rule
+		}
+	}
+	return nil
+}
+
+func (m *Match) matches(r *codec.Request, path string) bool {
+	if !m.Path.matches(path) {
+		return false
+	}
+	for i := range m.Fields {
+		if !m.Fields[i].matches(r) {
+			return false
+		}
+	}
+	for i := range m.Query {
+		if !m.Query[i].matches(r.Query()) {
+			return false
+		}
+	}
+	return true
+}
+
+// Target is a cluster with its share of a rule's requests.
+type Target struct {
+	Cluster  string
+	Weight   uint32
+	Request  filter.Header
+	Response filter.Header
+}
+
+// Targets is a weighted choice of clusters.
+type Targets struct {
+	list  []Target
+	upTo  []uint64 // running sums of the weights
+	total uint64
+}
+
+// NewTargets returns a choice. Weights must not all be zero.
+func NewTargets(list ...Target) *Targets {
+	t := &Targets{list: list, upTo: make([]uint64, len(list))}
+	for i, target := range list {
+		t.total += uint64(target.Weight)
+		t.upTo[i] = t.total
+	}
+	return t
+}
+
+// All returns every target; a nil choice has none.
+func (t *Targets) All() []Target {
+	if t == nil {
+		return nil
+	}
+	return t.list
+}
+
+// Pick chooses a target with a random number.
+func (t *Targets) Pick(random uint64) *Target {
+	if len(t.list) == 1 || t.total == 0 {
+		return &t.list[0]
+	}
+	n := random % t.total
+	return &t.list[sort.Search(len(t.upTo), func(i int) bool { return t.upTo[i] > n })]
+}

@@ -1,0 +1,125 @@
+package cni
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/ambit-mesh/ambit/apis/mesh"
+	"github.com/ambit-mesh/ambit/ztunnel/netns"
+)
+
+// entry is what the owner knows of one pod.
+type entry struct {
+	uid string
+
+	pod   Pod
+	known bool // the source has it now
+	seen  bool // the source had it, or an earlier agent's record says so
+
+	record   record
+	recorded bool // the container runtime has told its namespace
+
+	ns         *netns.NS // open while the pod is enrolled
+	generation int       // of ns: what was begun in another does not count
+	stage      stage
+	verified   bool
+	annotation string // as seen or last written
+	noted      string // what was logged about the pod's labels
+
+	busy     bool   // an operation runs
+	err      error  // of the last operation
+	failures int    // in a row
+	stop     func() // of the timer that is set; nil without
+	waiters  map[chan error]bool
+}
+
+// know takes what the source says of the pod. When that changes what is wanted, no
+// back-off of what was wanted before holds it up.
+func (e *entry) know(p Pod, scope Scope) {
+	if e.known && scope.captures(e.pod).captured != scope.captures(p).captured {
+		e.stopTimer()
+		e.failures, e.err = 0, nil
+	}
+	e.pod, e.known, e.seen = p, true, true
+	e.annotation = p.Annotations[mesh.AnnotationRedirection]
+}
+
+func (e *entry) name() string {
+	if e.pod.Name != "" {
+		return e.pod.Namespace + "/" + e.pod.Name
+	}
+	return e.record.Namespace + "/" + e.record.Name
+}
+
+func (e *entry) gone() bool {
+	if e.known {
+		return e.pod.Ended
+	}
+	return e.seen || !e.recorded
+}
+
+// facts of the pod; s is the newest ztunnel.
+func (e *entry) facts(s *session, scope Scope) facts {
+	return facts{
+		wanted:     e.known && scope.captures(e.pod).captured,
+		gone:       e.gone(),
+		reachable:  e.ns != nil || e.recorded,
+		stage:      e.stage,
+		verified:   e.verified,
+		connected:  s != nil && s.ready,
+		acked:      s != nil && s.acked[e.uid],
+		failed:     e.err != nil,
+		annotation: e.annotation,
+	}
+}
+
+// open opens the namespace that the container runtime named.
+func (e *entry) open() (*netns.NS, error) {
+	if e.ns != nil {
+		return e.ns, nil
+	}
+	ns, err := netns.Open(e.record.NetNS)
+	if err != nil {
+		return nil, fmt.Errorf("network namespace: %w", err)
+	}
+	if err := ns.Check(); err != nil {
+		return nil, errors.Join(fmt.Errorf("%s: %w", e.record.NetNS, err), ns.Close())
+	}
+	e.ns = ns
+	return ns, nil
+}
+
+// close gives up the namespace and the timer.
+func (e *entry) close() {
+	if e.ns != nil {
+		_ = e.ns.Close()
+		e.ns = nil
+	}
+	e.generation++
+	e.stopTimer()
+}
+
+func (e *entry) stopTimer() {
+	if e.stop != nil {
+		e.stop()
+		e.stop = nil
+	}
+}
+
+// reply answers every call that waits for the pod.
+func (e *entry) reply(err error) {
+	for w := range e.waiters {
+		w <- err
+	}
+	e.waiters = nil
+}
+
+// backoff doubles with every failure in a row.
+func (e *entry) backoff() time.Duration {
+	d := retryMin
+	for range min(e.failures-1, 20) {
+		d = min(2*d, retryMax)
+	}
+	return d
+}

@@ -1,0 +1,252 @@
+package cni
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/ambit-mesh/ambit/apis/mesh"
+	"github.com/ambit-mesh/ambit/ztunnel/redirect"
+)
+
+// reconcile does the next step for the pod, unless one is under way or is to be tried
+// later. It is called after every change of what the step depends on.
+func (a *Agent) reconcile(e *entry) {
+	if !a.isSynced || e.busy {
+		return
+	}
+	a.note(e)
+	f := e.facts(a.newest(), a.cfg.Scope)
+	a.answerWaiters(e, f)
+	next := decide(f)
+	switch {
+	case next == actNone:
+		a.clean(e)
+	case next == actForget:
+		a.forget(e)
+	case e.stop != nil:
+		// Its timer will come.
+	default:
+		a.act(e, next)
+	}
+}
+
+// answerWaiters ends the calls that have what they wait for.
+func (a *Agent) answerWaiters(e *entry, f facts) {
+	done := f.stage == stageProgrammed && f.verified && f.acked
+	if e.known && (!f.wanted || done) {
+		e.reply(nil)
+	}
+}
+
+// note logs what an operator should know about the pod's labels, once.
+func (a *Agent) note(e *entry) {
+	note := ""
+	if e.known {
+		note = a.cfg.Scope.captures(e.pod).note
+	}
+	if note != "" && note != e.noted {
+		a.cfg.Log.Warn("pod is not captured", "pod", e.name(), "reason", note)
+	}
+	e.noted = note
+}
+
+// clean drops what nobody asks for any more.
+func (a *Agent) clean(e *entry) {
+	if e.recorded && e.gone() && !e.known {
+		e.recorded = false
+		if err := a.records.remove(e.uid); err != nil {
+			a.cfg.Log.Warn("pod record not removed", "pod", e.name(), "error", err)
+		}
+	}
+	if !e.known && !e.recorded && len(e.waiters) == 0 {
+		e.close()
+		delete(a.entries, e.uid)
+	}
+}
+
+// forget tells every ztunnel that the pod is gone. Its rules go with its namespace.
+func (a *Agent) forget(e *entry) {
+	a.metrics.reconciled("delete")
+	a.cfg.Log.Info("pod is gone", "pod", e.name(), "uid", e.uid)
+	a.sendDel(e)
+	a.leave(e)
+	a.reconcile(e)
+}
+
+// leave is the end of a pod's enrolment.
+func (a *Agent) leave(e *entry) {
+	e.close()
+	e.stage, e.verified, e.failures, e.err = stageNone, false, 0, nil
+	e.record.Enrolled, e.record.MigrateWasOff = false, false
+	if e.recorded {
+		if err := a.records.save(e.record); err != nil {
+			a.cfg.Log.Warn("pod record not written", "pod", e.name(), "error", err)
+		}
+	}
+}
+
+// act starts the step beside the owner.
+func (a *Agent) act(e *entry, next action) {
+	switch next {
+	case actProgram:
+		a.program(e)
+	case actSend:
+		a.send(e)
+	case actEnable:
+		a.annotate(e, mesh.RedirectionEnabled)
+	case actPending:
+		a.annotate(e, mesh.RedirectionPending)
+	case actClear:
+		a.annotate(e, "")
+	case actRelease:
+		a.release(e)
+	case actDrain:
+		a.drain(e)
+	case actNone, actForget:
+	}
+}
+
+// program makes the rules. That the pod is enrolled is written down first, so that no
+// rules are left that nobody knows of.
+func (a *Agent) program(e *entry) {
+	ns, err := e.open()
+	if err == nil && !e.record.Enrolled {
+		e.record.Enrolled = true
+		err = a.records.save(e.record)
+	}
+	if err != nil {
+		a.finish(e, e.generation, fmt.Errorf("enrol %s: %w", e.name(), err), nil)
+		return
+	}
+	var migrateOn bool
+	a.do(e, func(context.Context) error {
+		if err := redirect.Apply(ns.File(), a.redirectOptions()); err != nil {
+			return fmt.Errorf("enrol %s: %w", e.name(), err)
+		}
+		migrateOn = setMigrate(ns, "0", "1")
+		return nil
+	}, func() {
+		e.stage, e.verified = stageProgrammed, true
+		a.metrics.reconciled("add")
+		if migrateOn {
+			e.record.MigrateWasOff = true
+			if err := a.records.save(e.record); err != nil {
+				a.cfg.Log.Warn("pod record not written", "pod", e.name(), "error", err)
+			}
+		}
+	})
+}
+
+func (a *Agent) annotate(e *entry, value string) {
+	pod := e.pod
+	a.do(e, func(ctx context.Context) error {
+		if err := a.cfg.Annotate(ctx, pod, value); err != nil {
+			return fmt.Errorf("annotate %s/%s: %w", pod.Namespace, pod.Name, err)
+		}
+		return nil
+	}, func() {
+		e.annotation = value
+		if value == "" && e.stage == stageReleased {
+			a.later(e, drainDelay)
+		}
+		a.cfg.Log.Info("pod annotated", "pod", e.name(), "redirection", value)
+	})
+}
+
+// release lets new connections go directly from now on.
+func (a *Agent) release(e *entry) {
+	ns, err := e.open()
+	if err != nil {
+		a.finish(e, e.generation, fmt.Errorf("release %s: %w", e.name(), err), nil)
+		return
+	}
+	a.do(e, func(context.Context) error {
+		if err := redirect.Release(ns.File()); err != nil {
+			return fmt.Errorf("release %s: %w", e.name(), err)
+		}
+		return nil
+	}, func() {
+		e.stage = stageReleased
+		if e.annotation == "" {
+			a.later(e, drainDelay)
+		}
+		a.metrics.reconciled("remove")
+		a.cfg.Log.Info("pod released", "pod", e.name(), "uid", e.uid)
+	})
+}
+
+// errDraining says that redirected connections are still open.
+var errDraining = errors.New("redirected connections are open")
+
+// drain ends the enrolment when the last redirected connection has ended, and looks
+// again later when it has not.
+func (a *Agent) drain(e *entry) {
+	ns, migrateWasOff := e.ns, e.record.MigrateWasOff
+	a.do(e, func(context.Context) error {
+		n, err := redirect.Connections(ns.File())
+		if err != nil {
+			return fmt.Errorf("drain %s: %w", e.name(), err)
+		}
+		if n > 0 {
+			return fmt.Errorf("drain %s: %d %w", e.name(), n, errDraining)
+		}
+		if migrateWasOff {
+			setMigrate(ns, "1", "0")
+		}
+		return redirect.Remove(ns.File())
+	}, func() {
+		a.sendDel(e)
+		a.leave(e)
+		a.cfg.Log.Info("pod left the mesh", "pod", e.name(), "uid", e.uid)
+	})
+}
+
+// do runs op beside the owner and then, in the owner, success.
+func (a *Agent) do(e *entry, op func(context.Context) error, success func()) {
+	e.busy = true
+	generation := e.generation
+	a.work.Go(func() {
+		err := op(a.ctx)
+		a.post(func() { a.finish(e, generation, err, success) })
+	})
+}
+
+// finish takes the result of an operation and goes on, at once or later.
+func (a *Agent) finish(e *entry, generation int, err error, success func()) {
+	e.busy = false
+	if e.generation != generation {
+		a.reconcile(e) // it was about a namespace that is gone
+		return
+	}
+	e.stopTimer()
+	e.err = err
+	if err == nil {
+		e.failures = 0
+		success()
+		a.reconcile(e)
+		return
+	}
+	wait := drainInterval
+	if !errors.Is(err, errDraining) {
+		e.failures++
+		wait = e.backoff()
+		a.cfg.Log.Warn("pod not reconciled", "pod", e.name(), "error", err, "retry_in", wait)
+		if !errors.Is(err, errSession) {
+			e.reply(err) // the runtime tries the whole pod again, with its own back-off
+		}
+	}
+	a.later(e, wait)
+	a.reconcile(e)
+}
+
+// later reconciles the pod after a while.
+func (a *Agent) later(e *entry, wait time.Duration) {
+	e.stop = a.cfg.AfterFunc(wait, func() {
+		a.post(func() {
+			e.stop = nil
+			a.reconcile(e)
+		})
+	})
+}

@@ -1,0 +1,499 @@
+package hbone
+
+import (
+	"context"
+	"errors"
+	"io"
+	"strings"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"golang.org/x/net/http2"
+)
+
+// TestServerAgainstScript sends what a client may get wrong, and what it may
+// not be punished for.
+func TestServerAgainstScript(t *testing.T) {
+	tests := []struct {
+		name   string
+		script func(p *peer)
+	}{
+		{"CONNECT with a path is malformed", func(p *peer) {
+			p.headers(1, false, ":method", "CONNECT", ":authority", "a:1", ":path", "/")
+			p.want("answer", "RST_STREAM 1 PROTOCOL_ERROR")
+		}},
+		{"CONNECT with a scheme is malformed", func(p *peer) {
+			p.headers(1, false, ":method", "CONNECT", ":authority", "a:1", ":scheme", "https")
+			p.want("answer", "RST_STREAM 1 PROTOCOL_ERROR")
+		}},
+		{"extended CONNECT is malformed", func(p *peer) {
+			p.headers(1, false, ":method", "CONNECT", ":authority", "a:1", ":protocol", "websocket")
+			p.want("answer", "RST_STREAM 1 PROTOCOL_ERROR")
+		}},
+		{"CONNECT without an authority is malformed", func(p *peer) {
+			p.headers(1, false, ":method", "CONNECT")
+			p.want("answer", "RST_STREAM 1 PROTOCOL_ERROR")
+		}},
+		{"connection-specific field is malformed", func(p *peer) {
+			p.headers(1, false, ":method", "CONNECT", ":authority", "a:1", "connection", "close")
+			p.want("answer", "RST_STREAM 1 PROTOCOL_ERROR")
+		}},
+		{"upper case name is malformed, the tunnel goes on", func(p *peer) {
+			p.headers(1, false, ":method", "CONNECT", ":authority", "a:1", "Upper", "x")
+			p.want("answer", "RST_STREAM 1 PROTOCOL_ERROR")
+			p.connect(3)
+			p.want("next stream", "HEADERS 3 200")
+		}},
+		{"GET is handed over and answered", func(p *peer) {
+			p.headers(1, true, ":method", "GET", ":authority", "a:1", ":scheme", "https", ":path", "/")
+			p.want("answer", "HEADERS 1 400 end")
+		}},
+		{"header list beyond the limit", func(p *peer) {
+			p.headers(1, false, ":method", "CONNECT", ":authority", "a:1", "long", strings.Repeat("x", 15<<10), "longer", strings.Repeat("x", 2<<10))
+			p.want("answer", "HEADERS 1 431 end")
+			p.want("and nothing more from the client", "RST_STREAM 1 NO_ERROR")
+		}},
+		{"unknown frames and priorities are ignored", func(p *peer) {
+			p.check(p.fr.WriteRawFrame(0xbe, 0xff, 0, []byte("what is this")))
+			p.check(p.fr.WriteRawFrame(0xbe, 0xff, 7, nil))
+			p.check(p.fr.WritePriority(9, http2.PriorityParam{StreamDep: 3}))
+			p.connect(1)
+			p.want("stream", "HEADERS 1 200")
+		}},
+		{"ping is answered", func(p *peer) {
+			p.check(p.fr.WritePing(false, [8]byte{1, 2, 3}))
+			p.want("answer", "PING ack")
+		}},
+		{"trailers on a connected stream", func(p *peer) {
+			p.connect(1)
+			p.want("stream", "HEADERS 1 200")
+			p.headers(1, true, "trailer", "x")
+			p.want("answer", "RST_STREAM 1 PROTOCOL_ERROR")
+		}},
+		{"padded DATA", func(p *peer) {
+			p.connect(1)
+			p.want("stream", "HEADERS 1 200")
+			p.check(p.fr.WriteDataPadded(1, false, []byte("hello"), make([]byte, 100)))
+			p.want("echo", "DATA 1 hello")
+			p.check(p.fr.WriteDataPadded(1, true, nil, make([]byte, 100)))
+			p.want("echo", "DATA 1 end")
+		}},
+		{"DATA after the end", func(p *peer) {
+			p.connect(1)
+			p.want("stream", "HEADERS 1 200")
+			p.headers(3, false, ":method", "CONNECT", ":authority", "hold:1")
+			p.want("stream", "HEADERS 3 200")
+			p.check(p.fr.WriteData(3, true, nil))
+			p.check(p.fr.WriteData(3, false, []byte("x")))
+			p.want("answer", "RST_STREAM 3 STREAM_CLOSED")
+			p.check(p.fr.WriteData(3, false, []byte("ignored, it was reset")))
+			p.check(p.fr.WriteData(1, false, []byte("x")))
+			p.want("the other stream goes on", "DATA 1 x")
+		}},
+		{"DATA on an idle stream", func(p *peer) {
+			p.check(p.fr.WriteData(5, false, []byte("x")))
+			p.want("answer", "GOAWAY 0 PROTOCOL_ERROR")
+			p.want("and", "EOF")
+		}},
+		{"RST_STREAM on an idle stream", func(p *peer) {
+			p.check(p.fr.WriteRSTStream(5, http2.ErrCodeCancel))
+			p.want("answer", "GOAWAY 0 PROTOCOL_ERROR")
+		}},
+		{"WINDOW_UPDATE on an idle stream", func(p *peer) {
+			p.check(p.fr.WriteWindowUpdate(5, 1))
+			p.want("answer", "GOAWAY 0 PROTOCOL_ERROR")
+		}},
+		{"WINDOW_UPDATE of 0 on a stream", func(p *peer) {
+			p.connect(1)
+			p.want("stream", "HEADERS 1 200")
+			p.check(p.fr.WriteRawFrame(http2.FrameWindowUpdate, 0, 1, make([]byte, 4)))
+			p.want("answer", "RST_STREAM 1 PROTOCOL_ERROR")
+		}},
+		{"WINDOW_UPDATE of 0 on the connection", func(p *peer) {
+			p.check(p.fr.WriteRawFrame(http2.FrameWindowUpdate, 0, 0, make([]byte, 4)))
+			p.want("answer", "GOAWAY 0 PROTOCOL_ERROR")
+		}},
+		{"WINDOW_UPDATE of wrong length", func(p *peer) {
+			p.check(p.fr.WriteRawFrame(http2.FrameWindowUpdate, 0, 0, make([]byte, 3)))
+			p.want("answer", "GOAWAY 0 FRAME_SIZE_ERROR")
+		}},
+		{"stream window beyond 2^31-1", func(p *peer) {
+			p.connect(1)
+			p.want("stream", "HEADERS 1 200")
+			p.check(p.fr.WriteWindowUpdate(1, 1<<31-1))
+			p.want("answer", "RST_STREAM 1 FLOW_CONTROL_ERROR")
+		}},
+		{"connection window beyond 2^31-1", func(p *peer) {
+			p.check(p.fr.WriteWindowUpdate(0, 1<<31-1))
+			p.want("answer", "GOAWAY 0 FLOW_CONTROL_ERROR")
+		}},
+		{"even stream id", func(p *peer) {
+			p.connect(2)
+			p.want("answer", "GOAWAY 0 PROTOCOL_ERROR")
+		}},
+		{"PUSH_PROMISE", func(p *peer) {
+			p.check(p.fr.WritePushPromise(http2.PushPromiseParam{StreamID: 1, PromiseID: 2, EndHeaders: true}))
+			p.want("answer", "GOAWAY 0 PROTOCOL_ERROR")
+		}},
+		{"frame beyond SETTINGS_MAX_FRAME_SIZE", func(p *peer) {
+			p.connect(1)
+			p.want("stream", "HEADERS 1 200")
+			go func() { _ = p.fr.WriteRawFrame(http2.FrameData, 0, 1, make([]byte, 40<<10)) }()
+			p.want("answer", "GOAWAY 1 FRAME_SIZE_ERROR")
+		}},
+		{"DATA beyond the stream's window", func(p *peer) {
+			p.headers(1, false, ":method", "CONNECT", ":authority", "hold:1")
+			p.want("stream", "HEADERS 1 200")
+			for range 4 {
+				p.check(p.fr.WriteData(1, false, make([]byte, 10<<10)))
+			}
+			p.want("answer", "RST_STREAM 1 FLOW_CONTROL_ERROR")
+		}},
+		{"stream beyond the limit is refused", func(p *peer) {
+			for id := uint32(1); id < 7; id += 2 {
+				p.headers(id, false, ":method", "CONNECT", ":authority", "hold:1")
+				p.next()
+			}
+			p.connect(7)
+			p.want("fourth of three", "RST_STREAM 7 REFUSED_STREAM")
+		}},
+		{"flood of pings", func(p *peer) {
+			go func() {
+				for range 3000 {
+					if p.fr.WritePing(false, [8]byte{}) != nil {
+						return
+					}
+				}
+			}()
+			for {
+				if f := p.next(); f != "PING ack" {
+					if f != "GOAWAY 0 ENHANCE_YOUR_CALM" {
+						p.t.Errorf("flood: got %q, want GOAWAY 0 ENHANCE_YOUR_CALM", f)
+					}
+					return
+				}
+			}
+		}},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				cfg := Config{MaxStreams: 3, StreamWindow: 32 << 10, MaxFrameSize: 32 << 10, MaxHeaderBytes: 16 << 10, PingInterval: -1}
+				p, _, served := scriptedClient(t, cfg, func(in *Incoming) {
+					switch {
+					case in.Method != "CONNECT":
+						_ = in.Reject(400)
+					case in.Request.Authority == "hold:1":
+						if s, err := in.Accept(); err == nil {
+							<-in.Context().Done()
+							_ = s.Close()
+						}
+					default:
+						echo(t)(in)
+					}
+				})
+				test.script(p)
+				_ = p.conn.Close()
+				<-served
+			})
+		})
+	}
+}
+
+func TestServerRefusesOtherProtocols(t *testing.T) {
+	for _, preface := range []string{"GET / HTTP/1.1\r\nhost: x\r\n\r\n", "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03aaaaaaaaaaaaaaaaaaaaaaaa"} {
+		synctest.Test(t, func(t *testing.T) {
+			client, server := connPair(t)
+			served := make(chan error, 1)
+			go func() { served <- Serve(t.Context(), server, Config{}, func(*Incoming) {}) }()
+			write(t, client, preface)
+			if err := <-served; err == nil || !strings.Contains(err.Error(), "does not speak HTTP/2") {
+				t.Errorf("preface %q: got %v", preface, err)
+			}
+			_ = client.Close()
+		})
+	}
+}
+
+func TestServerDoesNotWaitForPreface(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client, server := connPair(t)
+		start := time.Now()
+		if err := Serve(t.Context(), server, Config{}, func(*Incoming) {}); err == nil {
+			t.Error("a client that says nothing was served")
+		}
+		if got := time.Since(start); got != 10*time.Second {
+			t.Errorf("gave up after %v, want 10s", got)
+		}
+		_ = client.Close()
+	})
+}
+
+// TestRapidReset opens and cancels streams while their handlers hang.
+func TestRapidReset(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		release := make(chan struct{})
+		p, _, served := scriptedClient(t, Config{MaxStreams: 10}, func(*Incoming) { <-release })
+		go func() {
+			for id := uint32(1); ; id += 2 {
+				p.block.Reset()
+				if p.fr.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: []byte{2, 7, 'C', 'O', 'N', 'N', 'E', 'C', 'T', 1, 3, 'a', ':', '1'}, EndHeaders: true}) != nil {
+					return
+				}
+				if p.fr.WriteRSTStream(id, http2.ErrCodeCancel) != nil {
+					return
+				}
+			}
+		}()
+		p.want("after as many as may be open", "GOAWAY 21 ENHANCE_YOUR_CALM")
+		close(release)
+		_ = p.conn.Close()
+		if err := <-served; err == nil {
+			t.Error("serve returned nil")
+		}
+	})
+}
+
+// TestGracefulEnd follows the two GOAWAYs of a draining server.
+func TestGracefulEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, stop, served := scriptedClient(t, Config{Grace: time.Minute}, echo(t))
+		p.connect(1)
+		p.want("stream", "HEADERS 1 200")
+		stop()
+		p.want("first", "GOAWAY 2147483647 NO_ERROR")
+		p.want("then", "PING")
+		p.connect(3) // was on its way
+		p.want("stream of before the ping's answer is served", "HEADERS 3 200")
+		p.check(p.fr.WritePing(true, drainPing))
+		p.want("second", "GOAWAY 3 NO_ERROR")
+		p.connect(5)
+		p.check(p.fr.WriteData(5, true, []byte("ignored")))
+		p.check(p.fr.WriteData(1, true, []byte("last")))
+		p.check(p.fr.WriteData(3, true, nil))
+		got := []string{p.next(), p.next(), p.next()}
+		for _, f := range got {
+			if f != "DATA 1 last" && f != "DATA 1 end" && f != "DATA 3 end" {
+				t.Errorf("running streams: got %q", got)
+			}
+		}
+		p.want("when the last stream has ended", "GOAWAY 3 NO_ERROR")
+		p.want("and", "EOF")
+		if err := <-served; err != nil {
+			t.Errorf("serve: %v", err)
+		}
+		_ = p.conn.Close()
+	})
+}
+
+func TestGraceEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		handle, streams := accepting(t)
+		e := connect(t, Config{}, Config{Grace: time.Minute}, handle)
+		a, b := e.open(), <-streams
+		start := time.Now()
+		e.stop()
+		write(t, a, "x") // goes on
+		if _, err := io.ReadFull(b, make([]byte, 1)); err != nil {
+			t.Errorf("read while draining: %v", err)
+		}
+		synctest.Wait()
+		if _, err := e.tunnel.Open(t.Context(), Request{Authority: "a:1"}); !errors.Is(err, errUnprocessed) {
+			t.Errorf("open while draining: got %v, want %v", err, errUnprocessed)
+		}
+		if _, err := a.Read(make([]byte, 1)); !errors.Is(err, io.ErrUnexpectedEOF) {
+			t.Errorf("read: got %v, want an unexpected EOF", err)
+		}
+		if got := time.Since(start); got != time.Minute {
+			t.Errorf("ended after %v, want 1m", got)
+		}
+		e.close()
+	})
+}
+
+// TestResetMapping: what a reader and a writer see of a reset.
+func TestResetMapping(t *testing.T) {
+	tests := []struct {
+		code http2.ErrCode
+		eof  bool
+		pipe bool
+	}{
+		{http2.ErrCodeNo, true, true},
+		{http2.ErrCodeCancel, true, true},
+		{http2.ErrCodeStreamClosed, false, true},
+		{http2.ErrCodeInternal, false, false},
+	}
+	for _, test := range tests {
+		t.Run(test.code.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p, tunnel := scriptedServer(t, Config{})
+				opened := opening(tunnel)
+				p.want("request", "HEADERS 1 CONNECT 10.0.0.1:80")
+				p.headers(1, false, ":status", "200")
+				s, err := opened()
+				p.check(err)
+				p.check(p.fr.WriteData(1, false, []byte("before")))
+				p.check(p.fr.WriteRSTStream(1, test.code))
+				b, err := io.ReadAll(s)
+				if string(b) != "before" || (err == nil) != test.eof || (err != nil && errors.Is(err, syscall.EPIPE) != test.pipe) {
+					t.Errorf("read: got %q, %v", b, err)
+				}
+				if _, err := s.Write([]byte("x")); errors.Is(err, syscall.EPIPE) != test.pipe || err == nil {
+					t.Errorf("write: got %v", err)
+				}
+				_ = p.conn.Close()
+				_ = tunnel.Close()
+			})
+		})
+	}
+}
+
+func TestCloseCodes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, _, served := scriptedClient(t, Config{}, func(in *Incoming) {
+			s, err := in.Accept()
+			if err != nil {
+				t.Errorf("accept: %v", err)
+				return
+			}
+			switch in.Request.Authority {
+			case "finished:1":
+				closeWrite(t, s)
+				_ = s.Close()
+			case "unfinished:1":
+				_ = s.Close()
+			case "reset:1":
+				closeWrite(t, s)
+				s.Reset()
+			}
+		})
+		for i, want := range []struct{ authority, frames string }{
+			{"finished:1", "DATA end,RST_STREAM NO_ERROR"},
+			{"unfinished:1", "RST_STREAM CANCEL"},
+			{"reset:1", "DATA end,RST_STREAM CANCEL"},
+		} {
+			id := uint32(2*i + 1)
+			p.headers(id, false, ":method", "CONNECT", ":authority", want.authority)
+			p.next()
+			for _, f := range strings.Split(want.frames, ",") {
+				kind, rest, _ := strings.Cut(f, " ")
+				p.want(want.authority, kind+" "+string('0'+rune(id))+" "+rest)
+			}
+		}
+		_ = p.conn.Close()
+		<-served
+	})
+}
+
+// TestClientAgainstScript sends what a server may get wrong.
+func TestClientAgainstScript(t *testing.T) {
+	t.Run("GOAWAY", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			p, tunnel := scriptedServer(t, Config{})
+			first, second := opening(tunnel), func() (*Stream, error) { return nil, nil }
+			p.want("request", "HEADERS 1 CONNECT 10.0.0.1:80")
+			second = opening(tunnel)
+			p.want("request", "HEADERS 3 CONNECT 10.0.0.1:80")
+			p.headers(1, false, ":status", "200")
+			s, err := first()
+			p.check(err)
+			p.check(p.fr.WriteGoAway(1, http2.ErrCodeNo, nil))
+			if _, err := second(); !errors.Is(err, errUnprocessed) {
+				t.Errorf("stream beyond the last: got %v, want %v", err, errUnprocessed)
+			}
+			if _, err := tunnel.Open(t.Context(), Request{Authority: "a:1"}); !errors.Is(err, errUnprocessed) {
+				t.Errorf("open after GOAWAY: got %v, want %v", err, errUnprocessed)
+			}
+			p.check(p.fr.WriteData(1, true, []byte("running goes on")))
+			readAll(t, "running stream", s, "running goes on")
+			closeWrite(t, s)
+			p.want("end", "DATA 1 end")
+			p.want("the tunnel ends with its last stream", "GOAWAY 0 NO_ERROR")
+			<-tunnel.Done()
+			_ = p.conn.Close()
+			_ = tunnel.Close()
+		})
+	})
+	t.Run("interim answers are skipped", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			p, tunnel := scriptedServer(t, Config{})
+			opened := opening(tunnel)
+			p.want("request", "HEADERS 1 CONNECT 10.0.0.1:80")
+			p.headers(1, false, ":status", "103")
+			p.headers(1, false, ":status", "200", "a", "b")
+			s, err := opened()
+			p.check(err)
+			if len(s.Header()) != 1 {
+				t.Errorf("header: got %v", s.Header())
+			}
+			p.headers(1, true, "trailer", "x")
+			p.want("trailers on a connected stream", "RST_STREAM 1 PROTOCOL_ERROR")
+			_ = p.conn.Close()
+			_ = tunnel.Close()
+		})
+	})
+	t.Run("limit of streams", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			p, tunnel := scriptedServer(t, Config{}, http2.Setting{ID: http2.SettingMaxConcurrentStreams, Val: 1})
+			opened := opening(tunnel)
+			p.want("request", "HEADERS 1 CONNECT 10.0.0.1:80")
+			p.headers(1, false, ":status", "200")
+			if _, err := opened(); err != nil {
+				t.Errorf("first: %v", err)
+			}
+			if _, err := tunnel.Open(t.Context(), Request{Authority: "a:1"}); !errors.Is(err, errNoRoom) {
+				t.Errorf("second: got %v, want %v", err, errNoRoom)
+			}
+			_ = p.conn.Close()
+			_ = tunnel.Close()
+		})
+	})
+	t.Run("DATA before the answer", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			p, tunnel := scriptedServer(t, Config{})
+			opened := opening(tunnel)
+			p.want("request", "HEADERS 1 CONNECT 10.0.0.1:80")
+			p.check(p.fr.WriteData(1, false, []byte("x")))
+			p.want("answer", "RST_STREAM 1 PROTOCOL_ERROR")
+			if _, err := opened(); err == nil {
+				t.Error("open succeeded")
+			}
+			_ = p.conn.Close()
+			_ = tunnel.Close()
+		})
+	})
+}
+
+// TestPing: one after 10 s, then 10 s after each answer; without an answer the
+// tunnel ends 20 s later.
+func TestPing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, tunnel := scriptedServer(t, Config{})
+		for range 3 {
+			start := time.Now()
+			f, err := p.fr.ReadFrame()
+			for err == nil && f.Header().Type == http2.FrameWindowUpdate {
+				f, err = p.fr.ReadFrame()
+			}
+			p.check(err)
+			ping, ok := f.(*http2.PingFrame)
+			if !ok || time.Since(start) != 10*time.Second {
+				t.Fatalf("got %v after %v, want a PING after 10s", f, time.Since(start))
+			}
+			p.check(p.fr.WritePing(true, ping.Data))
+		}
+		start := time.Now()
+		p.want("last ping", "PING")
+		<-tunnel.Done()
+		if got := time.Since(start); got != 30*time.Second {
+			t.Errorf("tunnel ended after %v, want 30s", got)
+		}
+		if _, err := tunnel.Open(context.Background(), Request{Authority: "a:1"}); !errors.Is(err, errPingTimeout) {
+			t.Errorf("open: got %v, want %v", err, errPingTimeout)
+		}
+		_ = p.conn.Close()
+		_ = tunnel.Close()
+	})
+}

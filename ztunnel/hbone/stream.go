@@ -1,0 +1,349 @@
+package hbone
+
+import (
+	"context"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/net/http2"
+)
+
+// A Stream is one CONNECT that was answered with 200: a connection inside a
+// tunnel. It is a [net.Conn] whose two directions end separately, like those
+// of a TCP connection.
+type Stream struct {
+	c      *conn
+	id     uint32 // set once, before the stream is known to the reader
+	cancel context.CancelFunc
+
+	// answered is closed when the answer is known or will never come. Clients
+	// wait for it.
+	answered chan struct{}
+
+	rmu sync.Mutex // held by the goroutine that takes received bytes
+	wmu sync.Mutex // held by the goroutine that sends
+
+	// sendErr is why nothing can be sent any more; the first error stays.
+	sendErr      atomic.Pointer[error]
+	writeExpired atomic.Bool
+	queueWrites  atomic.Bool // a write deadline is set
+
+	// Under conn.mu.
+	writable   sync.Cond // window, or sendErr, or the deadline
+	sendWindow int64
+	inLine     bool // in conn.waiting
+	localEnd   bool // END_STREAM is queued
+	remoteEnd  bool // END_STREAM was received
+	closed     bool
+	zombie     bool // counted in conn.zombies
+	handled    bool // server: the handler has answered or returned
+	writeBy    deadline
+
+	mu         sync.Mutex
+	readable   sync.Cond // bytes, or recvErr, or the deadline
+	recv       queue
+	recvWindow int64  // that the peer may still send
+	owed       uint32 // taken and not yet given back
+	recvErr    error  // after the bytes in recv; io.EOF for a clean end
+	dropped    bool   // by Close: received bytes are thrown away
+	isHead     bool   // client: the answer is here. Server: it was given
+	status     int
+	header     []Field
+	readBy     deadline
+	expired    bool // of readBy
+}
+
+func newStream(c *conn) *Stream {
+	s := &Stream{c: c, answered: make(chan struct{}), cancel: func() {}, recvWindow: int64(c.cfg.StreamWindow)}
+	s.writable.L = &c.mu
+	s.readable.L = &s.mu
+	return s
+}
+
+// Header returns the header fields that the peer has sent, which must not be
+// changed.
+func (s *Stream) Header() []Field {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.header
+}
+
+// LocalAddr returns the tunnel's own address.
+func (s *Stream) LocalAddr() net.Addr { return s.c.net.LocalAddr() }
+
+// RemoteAddr returns the tunnel's other address.
+func (s *Stream) RemoteAddr() net.Addr { return s.c.net.RemoteAddr() }
+
+// Write sends p. It returns when the bytes have been handed to the connection
+// or are the next to be. A deadline or Close ends a Write that waits for flow
+// control; one that is already writing to a connection that takes no bytes
+// ends with the tunnel.
+func (s *Stream) Write(p []byte) (int, error) {
+	s.wmu.Lock()
+	defer s.wmu.Unlock()
+	if len(p) == 0 {
+		return 0, s.mayWrite()
+	}
+	sent := 0
+	for sent < len(p) {
+		queue, want := s.queueWrites.Load(), len(p)-sent
+		if queue {
+			want = min(want, minFrameSize)
+		}
+		n, err := s.c.take(s, want)
+		if err != nil {
+			return sent, err
+		}
+		err = s.c.w.data(dataFrame{id: s.id, payload: p[sent : sent+n], queue: queue, stopped: s.mayWrite})
+		if err != nil {
+			s.c.giveBack(s, n)
+			return sent, err
+		}
+		sent += n
+	}
+	return sent, nil
+}
+
+// mayWrite reports why Write must not go on.
+func (s *Stream) mayWrite() error {
+	if err := s.sendErr.Load(); err != nil {
+		return *err
+	}
+	if s.writeExpired.Load() {
+		return os.ErrDeadlineExceeded
+	}
+	return nil
+}
+
+// CloseWrite ends what we send; the peer reads EOF after it. Reading goes on.
+func (s *Stream) CloseWrite() error {
+	s.wmu.Lock()
+	defer s.wmu.Unlock()
+	stopped := func() error {
+		if err := s.sendErr.Load(); err != nil {
+			return *err
+		}
+		return nil
+	}
+	s.c.mu.Lock()
+	ended := s.localEnd
+	s.c.mu.Unlock()
+	if ended {
+		return nil
+	}
+	if err := s.c.w.data(dataFrame{id: s.id, end: true, stopped: stopped}); err != nil {
+		return err
+	}
+	s.ended(&s.localEnd)
+	return nil
+}
+
+// ended notes that one direction has ended; with both the stream is over.
+func (s *Stream) ended(direction *bool) {
+	c := s.c
+	c.mu.Lock()
+	*direction = true
+	if direction == &s.localEnd {
+		s.sendErr.CompareAndSwap(nil, &errWriteClosed)
+	}
+	after := func() {}
+	over := s.localEnd && s.remoteEnd
+	if over {
+		after = c.forget(s)
+	}
+	c.mu.Unlock()
+	if over {
+		s.cancel()
+	}
+	after()
+}
+
+// Close ends both directions at once and drops what has not been read. A
+// stream on which not both sides have called CloseWrite is reset.
+func (s *Stream) Close() error {
+	s.close(func(localEnd bool) http2.ErrCode {
+		// "A server MAY request that the client abort transmission of a
+		// request without error by sending a RST_STREAM with an error code of
+		// NO_ERROR after sending a complete response"
+		// https://www.rfc-editor.org/rfc/rfc9113#section-8.1
+		if localEnd && !s.c.client {
+			return http2.ErrCodeNo
+		}
+		return http2.ErrCodeCancel
+	})
+	return nil
+}
+
+// Reset is Close for a connection that must not look as if it had ended well.
+func (s *Stream) Reset() {
+	s.close(func(bool) http2.ErrCode { return http2.ErrCodeCancel })
+}
+
+func (s *Stream) close(code func(localEnd bool) http2.ErrCode) {
+	c := s.c
+	c.mu.Lock()
+	if s.closed {
+		c.mu.Unlock()
+		return
+	}
+	s.closed = true
+	unfinished := c.streams[s.id] == s
+	after := c.forget(s)
+	localEnd := s.localEnd
+	s.writeBy.stop()
+	c.mu.Unlock()
+
+	s.end(net.ErrClosed, net.ErrClosed)
+	s.mu.Lock()
+	s.recvErr = net.ErrClosed
+	s.dropped = true
+	s.recv.drop()
+	s.readBy.stop()
+	s.mu.Unlock()
+	if unfinished {
+		c.writeReset(s.id, code(localEnd))
+	}
+	after()
+}
+
+// end stops both directions. A reader gets recvErr after what was received,
+// unless that had ended before.
+func (s *Stream) end(recvErr, sendErr error) {
+	if !s.sendErr.CompareAndSwap(nil, &sendErr) {
+		s.sendErr.CompareAndSwap(&errWriteClosed, &sendErr)
+	}
+	s.c.mu.Lock()
+	s.writable.Broadcast()
+	s.c.mu.Unlock()
+	s.c.w.wake()
+
+	s.mu.Lock()
+	if s.recvErr == nil {
+		s.recvErr = recvErr
+	}
+	s.answer1()
+	s.readable.Broadcast()
+	s.mu.Unlock()
+	s.cancel()
+}
+
+// answer1 lets open go on; s.mu is held.
+func (s *Stream) answer1() {
+	select {
+	case <-s.answered:
+	default:
+		close(s.answered)
+	}
+}
+
+// remoteEnded is the peer's END_STREAM.
+func (s *Stream) remoteEnded() {
+	s.mu.Lock()
+	if s.recvErr == nil {
+		s.recvErr = io.EOF
+	}
+	s.readable.Broadcast()
+	s.mu.Unlock()
+	s.ended(&s.remoteEnd)
+}
+
+// peerReset is the peer's RST_STREAM, which also ends what we send.
+func (s *Stream) peerReset(code http2.ErrCode) {
+	c := s.c
+	c.mu.Lock()
+	after := c.forget(s)
+	if !c.client && !s.handled && !s.zombie {
+		s.zombie = true
+		c.zombies++
+	}
+	c.mu.Unlock()
+	reset := &ResetError{Code: code}
+	recvErr := error(reset)
+	if endsQuietly(code) {
+		recvErr = io.EOF
+	}
+	s.end(recvErr, reset)
+	after()
+}
+
+// SetDeadline sets both deadlines.
+func (s *Stream) SetDeadline(t time.Time) error {
+	_ = s.SetReadDeadline(t) // never fails
+	return s.SetWriteDeadline(t)
+}
+
+// SetReadDeadline bounds present and future reads; the zero time removes it.
+func (s *Stream) SetReadDeadline(t time.Time) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.expired = s.readBy.set(t, &s.mu, func() {
+		s.expired = true
+		s.readable.Broadcast()
+	}, func() {})
+	if s.expired {
+		s.readable.Broadcast()
+	}
+	return nil
+}
+
+// SetWriteDeadline bounds present and future writes; the zero time removes it.
+func (s *Stream) SetWriteDeadline(t time.Time) error {
+	s.c.mu.Lock()
+	s.queueWrites.Store(!t.IsZero())
+	expired := s.writeBy.set(t, &s.c.mu, func() {
+		s.writeExpired.Store(true)
+		s.writable.Broadcast()
+	}, s.c.w.wake)
+	s.writeExpired.Store(expired)
+	s.writable.Broadcast()
+	s.c.mu.Unlock()
+	if expired {
+		s.c.w.wake()
+	}
+	return nil
+}
+
+// A deadline calls a function under a lock when its time has come.
+type deadline struct {
+	timer *time.Timer
+	turn  int // of the latest set: an older timer that fires late is ignored
+}
+
+// set replaces the deadline, and reports whether the new one has passed
+// already. The caller holds mu; expire will be called with it, then after
+// without.
+func (d *deadline) set(t time.Time, mu sync.Locker, expire, after func()) (expired bool) {
+	d.stop()
+	if t.IsZero() {
+		return false
+	}
+	left := time.Until(t)
+	if left <= 0 {
+		return true
+	}
+	turn := d.turn
+	d.timer = time.AfterFunc(left, func() {
+		mu.Lock()
+		current := d.turn == turn
+		if current {
+			expire()
+		}
+		mu.Unlock()
+		if current {
+			after()
+		}
+	})
+	return false
+}
+
+func (d *deadline) stop() {
+	d.turn++
+	if d.timer != nil {
+		d.timer.Stop()
+		d.timer = nil
+	}
+}

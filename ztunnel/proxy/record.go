@@ -1,0 +1,168 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"syscall"
+	"time"
+
+	"net/netip"
+
+	"github.com/ambit-mesh/ambit/ztunnel/hbone"
+	"github.com/ambit-mesh/ambit/ztunnel/plan"
+	"github.com/ambit-mesh/ambit/ztunnel/relay"
+	"github.com/ambit-mesh/ambit/ztunnel/telemetry"
+	"github.com/ambit-mesh/ambit/ztunnel/workload"
+)
+
+// record is what one connection reports: an access line when it ends, however
+// it ends, and metrics once its other end is known.
+type record struct {
+	p        *Proxy
+	line     telemetry.AccessLine
+	counters relay.Counters
+	metric   *telemetry.Connection
+	begun    time.Time
+}
+
+// begin starts the record of a connection. Until open is called it is early:
+// only its line will tell of it.
+func (p *Proxy) begin(d telemetry.Direction, src, dst netip.AddrPort) *record {
+	return &record{p: p, begun: time.Now(), line: telemetry.AccessLine{Early: true, Direction: d, SrcAddr: src, DstAddr: dst}}
+}
+
+// open counts the connection. l.Direction is filled in.
+func (r *record) open(l telemetry.Labels) {
+	l.Direction = r.line.Direction
+	r.line.Early = false
+	r.metric = r.p.cfg.Metrics.Traffic.Open(l, func() (received, sent uint64) {
+		return r.counters.Sent.Load(), r.counters.Received.Load()
+	})
+}
+
+// end writes the line. err is why the connection ended, nil if it ended well.
+func (r *record) end(err error) {
+	now := time.Now()
+	r.line.Time, r.line.Duration, r.line.Err = now, now.Sub(r.begun), err
+	// Sent and received are seen from this proxy; the counters from the caller.
+	r.line.Sent, r.line.Received = r.counters.Sent.Load(), r.counters.Received.Load()
+	if r.line.Direction == telemetry.Inbound {
+		r.line.Sent, r.line.Received = r.line.Received, r.line.Sent
+	}
+	if r.metric != nil {
+		r.metric.Close(reasonOf(err))
+	}
+	if err == nil && r.line.Early { // nothing was refused and nothing happened
+		return
+	}
+	r.p.cfg.Access(&r.line)
+}
+
+// source and destination fill in an end that istiod told us of; w may be nil.
+func (r *record) source(w *workload.Workload) {
+	if w != nil {
+		r.line.SrcWorkload, r.line.SrcNamespace, r.line.SrcCluster = w.Name, w.Namespace, w.ClusterID
+	}
+}
+
+func (r *record) destination(w *workload.Workload) {
+	if w != nil {
+		r.line.DstWorkload, r.line.DstNamespace, r.line.DstCluster = w.Name, w.Namespace, w.ClusterID
+	}
+}
+
+// peer returns a workload's labels; w may be nil.
+func peer(w *workload.Workload) telemetry.Peer {
+	if w == nil {
+		return telemetry.Peer{}
+	}
+	return telemetry.Peer{
+		Workload: w.WorkloadName, Namespace: w.Namespace, CanonicalService: w.CanonicalName, CanonicalRev: w.CanonicalRevision,
+		App: w.CanonicalName, Version: w.CanonicalRevision, Cluster: w.ClusterID,
+		Region: w.Locality.Region, Zone: w.Locality.Zone, Known: true,
+	}
+}
+
+func withService(l *telemetry.Labels, svc *workload.Service) {
+	if svc != nil {
+		l.Service, l.ServiceName, l.ServiceNamespace = svc.Key.Hostname, svc.Name, svc.Key.Namespace
+	}
+}
+
+// join carries bytes between the two ends until both directions have ended, and
+// returns why they ended, nil if well. c is registered meanwhile.
+func (p *Proxy) join(c *connection, caller, target relay.Half, r *record) error {
+	err := relay.Copy(caller, target, &r.counters)
+	if reason, why := c.closedBy(); reason != telemetry.OK {
+		return &telemetry.Refusal{Reason: reason, Err: why}
+	}
+	if err != nil {
+		return &telemetry.Refusal{Reason: telemetry.Broken, Err: err}
+	}
+	return nil
+}
+
+// both returns a function that ends two halves at once.
+func both(a, b io.Closer) func() {
+	return func() {
+		abort(a)
+		abort(b)
+	}
+}
+
+// abort closes a connection so that its peer does not take it for a clean end.
+func abort(c io.Closer) {
+	switch c := c.(type) {
+	case *hbone.Stream:
+		c.Reset()
+	case *net.TCPConn:
+		_ = c.SetLinger(0) // it is closed anyway
+		_ = c.Close()
+	default:
+		_ = c.Close()
+	}
+}
+
+// reasonOf returns the reason that an error carries.
+func reasonOf(err error) telemetry.Reason {
+	var refused *telemetry.Refusal
+	switch {
+	case err == nil:
+		return telemetry.OK
+	case errors.As(err, &refused):
+		return refused.Reason
+	}
+	return telemetry.ConnectFailed
+}
+
+// refusal translates plan's problem into the reason that log and metrics show.
+func refusal(err error) error {
+	var e *plan.Error
+	if !errors.As(err, &e) {
+		return err
+	}
+	reasons := [...]telemetry.Reason{
+		plan.SelfCall: telemetry.SelfCall, plan.BadAuthority: telemetry.BadRequest, plan.IPMismatch: telemetry.IPMismatch,
+		plan.UnknownDestination: telemetry.UnknownDestination, plan.NoHealthyEndpoint: telemetry.NoHealthyEndpoint,
+		plan.WaypointUnavailable: telemetry.WaypointUnavailable, plan.NotSupported: telemetry.NotSupported,
+	}
+	return &telemetry.Refusal{Reason: reasons[e.Problem], Err: err}
+}
+
+// dialError names what an operator should look at when a connect fails.
+func dialError(err error, to netip.AddrPort) error {
+	var refused *telemetry.Refusal
+	if errors.As(err, &refused) {
+		return err
+	}
+	reason := telemetry.ConnectFailed
+	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, syscall.ETIMEDOUT) {
+		reason = telemetry.ConnectTimeout
+		if ownPort(to.Port()) {
+			err = errors.Join(err, errors.New("maybe a NetworkPolicy blocks port 15008"))
+		}
+	}
+	return &telemetry.Refusal{Reason: reason, Err: err}
+}

@@ -1,0 +1,197 @@
+package proxy
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+	"sync"
+
+	"github.com/ambit-mesh/ambit/apis/mesh"
+	"github.com/ambit-mesh/ambit/ztunnel/netns"
+	"github.com/ambit-mesh/ambit/ztunnel/rbac"
+	"github.com/ambit-mesh/ambit/ztunnel/telemetry"
+)
+
+// table holds the proxy's connections: for the config dump, for policy changes
+// and for the end. The zero table is empty.
+type table struct {
+	mu     sync.Mutex
+	conns  map[*connection]struct{}
+	closed func(*connection) // set once the proxy has stopped
+}
+
+// connection is one entry. Its facts do not change; only whether it was closed
+// by us, and why, does.
+type connection struct {
+	direction   telemetry.Direction
+	src         netip.AddrPort
+	originalDst netip.AddrPort
+	actualDst   netip.AddrPort
+	protocol    string // TCP, HBONE
+	hidden      bool   // a tunnel itself, not in the dump
+	judged      bool   // rbac was asked; to be asked again when policies change
+	rbac        rbac.Conn
+	end         func() // closes both ends at once
+
+	mu     sync.Mutex
+	reason telemetry.Reason
+	err    error
+}
+
+// add registers a connection; the proxy's end closes it at once if that has
+// come already. The caller must call drop.
+func (t *table) add(c *connection) {
+	t.mu.Lock()
+	if t.conns == nil {
+		t.conns = map[*connection]struct{}{}
+	}
+	t.conns[c] = struct{}{}
+	closed := t.closed
+	t.mu.Unlock()
+	if closed != nil {
+		closed(c)
+	}
+}
+
+func (t *table) drop(c *connection) {
+	t.mu.Lock()
+	delete(t.conns, c)
+	t.mu.Unlock()
+}
+
+// each calls f for every connection, without a lock held.
+func (t *table) each(f func(*connection)) {
+	t.mu.Lock()
+	all := make([]*connection, 0, len(t.conns))
+	for c := range t.conns {
+		all = append(all, c)
+	}
+	t.mu.Unlock()
+	for _, c := range all {
+		f(c)
+	}
+}
+
+// closeAll closes every connection, those that are still to come included.
+func (t *table) closeAll(r telemetry.Reason, err error) {
+	end := func(c *connection) { c.close(r, err) }
+	t.mu.Lock()
+	t.closed = end
+	t.mu.Unlock()
+	t.each(end)
+}
+
+// close ends the connection for a reason; the first one stays.
+func (c *connection) close(r telemetry.Reason, err error) {
+	c.mu.Lock()
+	first := c.reason == telemetry.OK
+	if first {
+		c.reason, c.err = r, err
+	}
+	c.mu.Unlock()
+	if first {
+		c.end()
+	}
+}
+
+// closedBy returns why we closed the connection, OK if we did not.
+func (c *connection) closedBy() (telemetry.Reason, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.reason, c.err
+}
+
+// Connections is the proxy's connection table in the config dump.
+type Connections struct {
+	Inbound  []Connection `json:"inbound"`
+	Outbound []Connection `json:"outbound"`
+	// NotYetMeshed lists connections that are older than the pod's enrolment and
+	// still open: they bypass the mesh until they end.
+	NotYetMeshed []Pair `json:"notYetMeshed"`
+}
+
+// Connection is one connection in the config dump.
+type Connection struct {
+	Src         string `json:"src"`
+	OriginalDst string `json:"originalDst"`
+	ActualDst   string `json:"actualDst"`
+	Protocol    string `json:"protocol"`
+}
+
+// Pair is a connection that does not pass the proxy.
+type Pair struct {
+	Local  netip.AddrPort `json:"local"`
+	Remote netip.AddrPort `json:"remote"`
+}
+
+// Connections returns what is open now.
+func (p *Proxy) Connections() Connections {
+	d := Connections{Inbound: []Connection{}, Outbound: []Connection{}, NotYetMeshed: []Pair{}}
+	p.table.each(func(c *connection) {
+		if c.hidden {
+			return
+		}
+		one := Connection{c.src.String(), c.originalDst.String(), c.actualDst.String(), c.protocol}
+		if c.direction == telemetry.Outbound {
+			d.Outbound = append(d.Outbound, one)
+		} else {
+			d.Inbound = append(d.Inbound, one)
+		}
+	})
+	bySource := func(a, b Connection) int { return cmp.Compare(a.Src, b.Src) }
+	slices.SortFunc(d.Inbound, bySource)
+	slices.SortFunc(d.Outbound, bySource)
+	for _, c := range p.stillNotMeshed() {
+		d.NotYetMeshed = append(d.NotYetMeshed, Pair(c))
+	}
+	return d
+}
+
+// noteNotMeshed remembers the connections that the pod had before its proxy
+// started. Those of a predecessor of this process are none of them: what ends
+// at a port of ztunnel, what was captured by it, and pairs with both ends in
+// the pod.
+func (p *Proxy) noteNotMeshed(established []netns.TCPConn) {
+	captured := map[netip.AddrPort]bool{}
+	here := map[netns.TCPConn]bool{}
+	for _, c := range established {
+		here[c] = true
+		if c.Local.Port() == mesh.PortOutbound {
+			captured[c.Remote] = true
+		}
+	}
+	p.notMeshed = slices.DeleteFunc(established, func(c netns.TCPConn) bool {
+		return c.Remote.Addr().IsLoopback() || ownPort(c.Local.Port()) || ownPort(c.Remote.Port()) ||
+			captured[c.Local] || here[netns.TCPConn{Local: c.Remote, Remote: c.Local}]
+	})
+	if n := len(p.notMeshed); n > 0 {
+		p.log.Info("connections not yet meshed", telemetry.KeyCount, n)
+	}
+}
+
+func ownPort(port uint16) bool {
+	return port == mesh.PortOutbound || port == mesh.PortInboundPlain || port == mesh.PortHBONE
+}
+
+// stillNotMeshed returns those of them that are open still.
+func (p *Proxy) stillNotMeshed() []netns.TCPConn {
+	if len(p.notMeshed) == 0 {
+		return nil
+	}
+	now, err := p.cfg.NetNS.Established()
+	if err != nil {
+		p.log.Warn("established connections are not known", telemetry.KeyError, err)
+		return p.notMeshed
+	}
+	open := make(map[netns.TCPConn]bool, len(now))
+	for _, c := range now {
+		open[c] = true
+	}
+	var out []netns.TCPConn
+	for _, c := range p.notMeshed {
+		if open[c] {
+			out = append(out, c)
+		}
+	}
+	return out
+}

@@ -1,0 +1,114 @@
+// Package redirect programs the rules inside a pod's network namespace that bring the
+// pod's new TCP connections to ztunnel's sockets there, over netlink: one nftables
+// table, one routing rule and one route per address family.
+//
+// It owns these objects and nothing else in the namespace, and keeps no state: what is
+// there is read from the kernel. It knows no pods; ztunnel/cni calls it. Every function
+// may be called again, whatever an earlier call left; calls for one namespace must not
+// overlap.
+//
+// Only the packet that opens a connection is redirected. A connection that is older
+// than the rules is left alone in both directions, and one that was redirected outlives
+// the redirection (Release) until Remove takes the rest away. The meaning of the rules
+// is spec/ztunnel.md App. C; the guard is DESIGN.md §5.
+package redirect
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+
+	"github.com/google/nftables"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+// ErrUnsupported says that the kernel lacks something; the error names it.
+var ErrUnsupported = errors.New("unsupported kernel")
+
+// Options of the redirection.
+type Options struct {
+	// ProbeSources are the addresses from which the node probes the pod, beside those
+	// of spec/ztunnel.md App. C. Connections from them reach the pod directly.
+	ProbeSources []netip.Addr
+}
+
+// Apply makes the namespace redirect new connections. It changes nothing when the
+// rules are already there, and replaces them in one transaction when they differ.
+func Apply(ns *os.File, o Options) error {
+	return inside(ns, func(fd int) error {
+		if err := routes(fd, (*netlink.Handle).RuleAdd, (*netlink.Handle).RouteReplace, unix.EEXIST); err != nil {
+			return fmt.Errorf("policy route: %w", err)
+		}
+		return program(fd, captureRules(o))
+	})
+}
+
+// Release ends the redirection of new connections and keeps those alive that were
+// redirected: connection tracking, marks and the policy route stay.
+func Release(ns *os.File) error {
+	return inside(ns, func(fd int) error { return program(fd, releaseRules()) })
+}
+
+// Remove takes away everything that Apply made. Connections that were redirected do
+// not survive it: see Connections.
+func Remove(ns *os.File) error {
+	return inside(ns, func(fd int) error {
+		c, err := nftables.New(nftables.WithNetNSFd(fd))
+		if err != nil {
+			return err
+		}
+		c.AddTable(table) // so that deleting cannot fail
+		c.DelTable(table)
+		if err := c.Flush(); err != nil {
+			return fmt.Errorf("remove table: %w", err)
+		}
+		if err := routes(fd, (*netlink.Handle).RuleDel, (*netlink.Handle).RouteDel, unix.ENOENT, unix.ESRCH); err != nil {
+			return fmt.Errorf("policy route: %w", err)
+		}
+		return nil
+	})
+}
+
+// Connections counts the open connections that depend on what Release leaves:
+// redirected ones, and those from ztunnel to the application.
+func Connections(ns *os.File) (int, error) {
+	n := 0
+	err := inside(ns, func(fd int) error {
+		h, err := netlink.NewHandleAt(netns.NsHandle(fd), unix.NETLINK_NETFILTER)
+		if err != nil {
+			return err
+		}
+		defer h.Close()
+		for _, family := range []netlink.InetFamily{unix.AF_INET, unix.AF_INET6} {
+			flows, err := h.ConntrackTableList(netlink.ConntrackTable, family)
+			if err != nil {
+				return fmt.Errorf("connection tracking: %w", err)
+			}
+			for _, f := range flows {
+				if isOpen(f) && isOurs(f) {
+					n++
+				}
+			}
+		}
+		return nil
+	})
+	return n, err
+}
+
+// inside runs f with the namespace's descriptor.
+func inside(ns *os.File, do func(fd int) error) error {
+	rc, err := ns.SyscallConn()
+	if err != nil {
+		return fmt.Errorf("redirect: %w", err)
+	}
+	if cerr := rc.Control(func(fd uintptr) { err = do(int(fd)) }); cerr != nil {
+		err = cerr
+	}
+	if err != nil {
+		return fmt.Errorf("redirect: %w", err)
+	}
+	return nil
+}

@@ -7,7 +7,6 @@ export GOTOOLCHAIN := auto
 BIN      := $(CURDIR)/bin
 PROGRAMS := ./cmd/istiod ./cmd/ztunnel ./cmd/ambit-cni ./cmd/waypoint ./integration/lab/cmd/lab ./integration/demo \
             $(wildcard ./install/samples/bookinfo/cmd/*)
-TOOL     := go -C integration/tools tool
 # Tests of packages that use namespaces re-execute themselves as need be; -p
 # keeps the end-to-end tests from starving each other on small machines.
 TESTFLAGS ?=
@@ -18,7 +17,7 @@ TESTFLAGS ?=
 build: ## build all programs into bin/
 	@echo "building bin/ (the first time this takes some minutes)"
 	@mkdir -p $(BIN)
-	CGO_ENABLED=0 go build -trimpath -o $(BIN)/ $(PROGRAMS)
+	CGO_ENABLED=0 go build -o $(BIN)/ $(PROGRAMS)
 
 demo: build ## show the mesh at work, in network namespaces on this machine (KEEP=1 keeps it up)
 	@$(BIN)/demo $(if $(KEEP),--keep)
@@ -28,8 +27,7 @@ test: build ## run all tests, with the race detector; states what it skips and w
 	go test -count=1 ./integration/arch
 
 lint: ## run the linters, pinned in integration/tools
-	$(TOOL) -n golangci-lint >/dev/null
-	cd $(CURDIR) && $$($(TOOL) -n golangci-lint) run ./...
+	CGO_ENABLED=0 go tool -modfile=integration/tools/go.mod golangci-lint run ./...
 
 gen: ## generate code and CRDs again from their sources
 	go -C integration/tools run ./protogen ../..

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
 	"github.com/ambit-mesh/ambit/apis/manifest"
@@ -23,7 +22,7 @@ import (
 const DefaultWaypointImage = "ambit/waypoint"
 
 // caSecretType is what Istio gives the Secret, so that either can take over.
-const caSecretType = "istio.io/ca-root" //nolint:gosec // the type of a Secret
+const caSecretType = "istio.io/ca-root"
 
 // authority loads the signer from its Secret, or makes both on the first
 // start.
@@ -42,9 +41,8 @@ func (i *Istiod) authority() (*ca.Authority, error) {
 	}
 	certPEM, keyPEM := authority.PEM()
 	secret, err := manifest.ToUnstructured(&corev1.Secret{
-		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Secret"},
-		ObjectMeta: metav1.ObjectMeta{Namespace: key.Namespace, Name: key.Name},
-		Type:       caSecretType,
+		APIVersion: "v1", Kind: "Secret", Namespace: key.Namespace, Name: key.Name,
+		Type: caSecretType,
 		Data: map[string][]byte{
 			mesh.CASecretCertKey: certPEM, mesh.CASecretKeyKey: keyPEM,
 			"cert-chain.pem": {}, "key.pem": {}, "root-cert.pem": {},

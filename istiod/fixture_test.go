@@ -8,6 +8,7 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
 	"encoding/pem"
 	"log/slog"
 	"os"
@@ -157,22 +158,33 @@ func (c *control) eventually(what string, check func() string) {
 	}
 }
 
-// status waits for a status file whose text holds all parts.
-func (c *control) status(kind, namespace, name string, parts ...string) {
+// status waits for a status whose text holds all parts.
+func (c *control) status(key manifest.Key, parts ...string) {
 	c.t.Helper()
-	path := filepath.Join(c.state, "status", strings.ToLower(kind)+"."+namespace+"."+name+".yaml")
-	c.eventually("status of "+kind+" "+namespace+"/"+name, func() string {
-		data, err := os.ReadFile(path) //nolint:gosec // a path of the test
+	c.eventually("status of "+key.String(), func() string {
+		o, err := manifest.NewStore(filepath.Join(c.state, "status")).Get(key)
+		if err != nil {
+			return err.Error()
+		}
+		text, err := json.Marshal(o.Object)
 		if err != nil {
 			return err.Error()
 		}
 		for _, part := range parts {
-			if !strings.Contains(string(data), part) {
-				return "no " + part + " in:\n" + string(data)
+			if !strings.Contains(string(text), part) {
+				return "no " + part + " in " + string(text)
 			}
 		}
 		return ""
 	})
+}
+
+// remove deletes a file.
+func (c *control) remove(name string) {
+	c.t.Helper()
+	if err := os.Remove(c.path(name)); err != nil {
+		c.t.Fatal(err)
+	}
 }
 
 // generated waits for an object in the state directory.

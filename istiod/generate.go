@@ -16,7 +16,6 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
@@ -201,32 +200,42 @@ func (g *generator) removeManaged(which func(*unstructured.Unstructured) bool) e
 	return nil
 }
 
+// kept is what the cluster adds to a generated object.
+var kept = [][]string{
+	{"metadata", "uid"},
+	{"metadata", "creationTimestamp"},
+	{"metadata", "resourceVersion"},
+	{"metadata", "generation"},
+	{"status"},
+	{"spec", "clusterIP"},
+	{"spec", "clusterIPs"},
+	{"spec", "ipFamilies"},
+}
+
 // apply writes an object when it differs from what is stored. What the cluster
-// adds to it stays: its uid, its status, and the addresses of a Service.
+// has added to it stays.
 func (g *generator) apply(body *unstructured.Unstructured) error {
-	old, err := g.store.Get(manifest.KeyOf(body))
-	switch {
-	case errors.Is(err, os.ErrNotExist):
-		return g.store.Apply(body)
-	case err != nil:
-		return err
-	}
-	merged := body.DeepCopy()
-	for _, path := range [][]string{
-		{"metadata", "uid"}, {"metadata", "creationTimestamp"}, {"metadata", "resourceVersion"}, {"metadata", "generation"},
-		{"status"}, {"spec", "clusterIP"}, {"spec", "clusterIPs"}, {"spec", "ipFamilies"},
-	} {
-		_, wanted, _ := unstructured.NestedFieldNoCopy(merged.Object, path...)
-		if value, ok, _ := unstructured.NestedFieldCopy(old.Object, path...); ok && !wanted {
+	err := g.store.Update(manifest.KeyOf(body), func(o *unstructured.Unstructured) error {
+		merged := body.DeepCopy()
+		for _, path := range kept {
+			_, wanted, _ := unstructured.NestedFieldNoCopy(merged.Object, path...)
+			value, there, _ := unstructured.NestedFieldCopy(o.Object, path...)
+			if !there || wanted {
+				continue
+			}
 			if err := unstructured.SetNestedField(merged.Object, value, path...); err != nil {
 				return err
 			}
 		}
-	}
-	if sameBody(old, merged) {
+		if !sameBody(o, merged) {
+			o.Object = merged.Object
+		}
 		return nil
+	})
+	if errors.Is(err, os.ErrNotExist) {
+		return g.store.Apply(body)
 	}
-	return g.store.Apply(merged)
+	return err
 }
 
 // withoutRoot are the namespaces that get no root certificate,
@@ -248,9 +257,9 @@ func (g *generator) root(namespace string, exists func(namespace string) bool) {
 			return g.store.Delete(key)
 		}
 		body, err := manifest.ToUnstructured(&corev1.ConfigMap{
-			TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "ConfigMap"},
-			ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: mesh.RootCertConfig, Labels: map[string]string{mesh.LabelConfig: "true"}},
-			Data:       map[string]string{mesh.RootCertFile: string(g.rootPEM)},
+			APIVersion: "v1", Kind: "ConfigMap", Namespace: namespace, Name: mesh.RootCertConfig,
+			Labels: map[string]string{mesh.LabelConfig: "true"},
+			Data:   map[string]string{mesh.RootCertFile: string(g.rootPEM)},
 		})
 		if err != nil {
 			return err

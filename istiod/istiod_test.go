@@ -46,10 +46,14 @@ func TestServesTheMeshAndItsChanges(t *testing.T) {
 	if got := z.workload(client).GetAuthorizationPolicies(); slices.Contains(got, "shop/deny-all") {
 		t.Errorf("a pod that the policy does not select names it: %v", got)
 	}
-	c.status("AuthorizationPolicy", "shop", "deny-all", "ZtunnelAccepted", "attached to ztunnel")
+	c.status(policyKey("deny-all"), "ZtunnelAccepted", "attached to ztunnel")
 
-	c.write("objects/pod.r2.yaml", "# gone\napiVersion: v1\nkind: List\nitems: []\n")
+	c.remove("objects/pod.r2.yaml")
 	z.await("pod gone", z.lacks(mesh.TypeAddress, reviews2))
+}
+
+func policyKey(name string) manifest.Key {
+	return manifest.Key{Group: "security.istio.io", Kind: "AuthorizationPolicy", Namespace: "shop", Name: name}
 }
 
 func TestOnePodEventSendsOneResource(t *testing.T) {

@@ -44,8 +44,8 @@ func say(writer, group, kind string, o metav1.Object, s status.Status) []stateme
 func (l *l7Views) statements(o *source.Objects, deployments *collection.Derived[deployment]) []*collection.Derived[statement] {
 	g := o.Graph
 	options := collection.Options[statement]{Key: statement.key}
-	fields := func(group, kind string, o metav1.Object, notices []model.Notice) []statement {
-		return say(status.WriterFields, group, kind, o, status.Fields(o.GetGeneration(), notices))
+	fields := func(kind string, o metav1.Object, notices []model.Notice) []statement {
+		return say(status.WriterFields, groupNetworking, kind, o, status.Fields(o.GetGeneration(), notices))
 	}
 	return []*collection.Derived[statement]{
 		collection.Derive(g, "status of services", l.boundServices, options,
@@ -61,20 +61,20 @@ func (l *l7Views) statements(o *source.Objects, deployments *collection.Derived[
 		collection.Derive(g, "status of virtual services", o.VirtualServices, options,
 			func(c *collection.Context, s *networkingv1.VirtualService) []statement {
 				own := translate.VirtualServiceNotices(s, l.clusterDomain)
-				return fields(groupNetworking, "VirtualService", s, l.notices(c, groupNetworking, "VirtualService", s, own))
+				return fields("VirtualService", s, l.notices(c, groupNetworking, "VirtualService", s, own))
 			}),
 		collection.Derive(g, "status of destination rules", o.DestinationRules, options,
 			func(c *collection.Context, r *networkingv1.DestinationRule) []statement {
 				own := translate.DestinationRuleNotices(r)
-				return fields(groupNetworking, "DestinationRule", r, l.notices(c, groupNetworking, "DestinationRule", r, own))
+				return fields("DestinationRule", r, l.notices(c, groupNetworking, "DestinationRule", r, own))
 			}),
 		collection.Derive(g, "status of service entries", o.ServiceEntries, options,
 			func(_ *collection.Context, e *networkingv1.ServiceEntry) []statement {
-				return fields(groupNetworking, "ServiceEntry", e, notHonoured(groupNetworking, "ServiceEntry", e))
+				return fields("ServiceEntry", e, notHonoured("ServiceEntry", e))
 			}),
 		collection.Derive(g, "status of workload entries", o.WorkloadEntries, options,
 			func(_ *collection.Context, e *networkingv1.WorkloadEntry) []statement {
-				return fields(groupNetworking, "WorkloadEntry", e, notHonoured(groupNetworking, "WorkloadEntry", e))
+				return fields("WorkloadEntry", e, notHonoured("WorkloadEntry", e))
 			}),
 		collection.Derive(g, "status of routes", o.HTTPRoutes, options,
 			func(c *collection.Context, r *gatewayv1.HTTPRoute) []statement {
@@ -109,9 +109,9 @@ func (l *l7Views) notices(c *collection.Context, group, kind string, o metav1.Ob
 	return model.MergeNotices(own)
 }
 
-func notHonoured(group, kind string, o metav1.Object) []model.Notice {
+func notHonoured(kind string, o metav1.Object) []model.Notice {
 	return []model.Notice{{
-		Object:  manifest.Key{Group: group, Kind: kind, Namespace: o.GetNamespace(), Name: o.GetName()},
+		Object:  manifest.Key{Group: groupNetworking, Kind: kind, Namespace: o.GetNamespace(), Name: o.GetName()},
 		Field:   "spec",
 		Message: kind + " is not supported yet and has no effect",
 	}}

@@ -165,7 +165,7 @@ func probe(mark uint32) error {
 	if err != nil {
 		return fmt.Errorf("own network namespace: %w", err)
 	}
-	defer ns.Close()
+	defer func() { _ = ns.Close() }()
 	l, err := ns.Listen(netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), 0), netns.ListenOptions{Mark: mark})
 	if err != nil {
 		return fmt.Errorf("privileges: CAP_SYS_ADMIN and CAP_NET_ADMIN are needed: %w", err)

@@ -73,11 +73,16 @@ func CaptureHere(ctx context.Context, out io.Writer, name string, port uint16) e
 	}
 	buffer := make([]byte, 1<<16)
 	for {
-		n, _, err := unix.Recvfrom(fd, buffer, 0)
+		var flags int
+		ended := ctx.Err() != nil
+		if ended {
+			flags = unix.MSG_DONTWAIT // what is in the socket by now still counts
+		}
+		n, _, err := unix.Recvfrom(fd, buffer, flags)
 		switch {
 		case errors.Is(err, unix.EAGAIN):
-			if ctx.Err() != nil {
-				return nil // and nothing is left in the socket
+			if ended {
+				return nil
 			}
 			continue
 		case errors.Is(err, unix.EINTR):

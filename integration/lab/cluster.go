@@ -46,6 +46,7 @@ type cluster struct {
 	pods      map[string]*pod              // by key
 	backends  []backend                    // sorted by name
 	slices    map[manifest.Key]*sliceState // as written
+	stale     bool                         // the manifests have changed since the last reconciliation
 	up        bool
 	ending    bool // pods that end are not replaced
 	waiting   []string
@@ -131,7 +132,8 @@ func (c *cluster) run(ctx context.Context) error {
 func (c *cluster) drain(e event) (changed bool) {
 	for {
 		e.f()
-		changed = changed || !e.query
+		changed = changed || !e.query || c.stale
+		c.stale = false
 		select {
 		case e = <-c.events:
 		default:
@@ -143,14 +145,17 @@ func (c *cluster) drain(e event) (changed bool) {
 // applier takes what the watcher of a directory sees.
 func (c *cluster) applier(from origin) func([]manifest.Change, bool) {
 	return func(changes []manifest.Change, initial bool) {
-		c.post(func() {
-			c.objects.apply(c.log, from, c.withoutOwn(from, changes))
-			c.loaded[from] = c.loaded[from] || initial
+		c.send(event{query: true, f: func() {
+			if !c.objects.apply(c.log, from, c.withoutOwn(from, changes)) && !initial {
+				return
+			}
+			c.loaded[from] = true
+			c.stale = true
 			c.mu.Lock()
 			close(c.changed)
 			c.changed = make(chan struct{})
 			c.mu.Unlock()
-		})
+		}})
 	}
 }
 

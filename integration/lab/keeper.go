@@ -18,7 +18,7 @@ import (
 // takes long.
 const (
 	backOffFirst = 50 * time.Millisecond
-	backOffLast  = time.Second
+	backOffLast  = 300 * time.Millisecond
 	restartLast  = 10 * time.Second // between restarts of a container
 )
 
@@ -74,25 +74,30 @@ func (k *keeper) run(ctx context.Context) {
 func (k *keeper) start(ctx context.Context, background *sync.WaitGroup) bool {
 	var volumes map[string]string
 	var volume *volumeKeeper
-	return k.insist(ctx, "network", k.connect) &&
-		k.insist(ctx, "volumes", func(context.Context) (err error) {
+	return k.insist(ctx, "network", false, k.connect) &&
+		k.insist(ctx, "volumes", true, func(context.Context) (err error) {
 			if volume == nil {
 				volume = newVolumeKeeper(k.c, k.pod, filepath.Join(k.dir(), "volumes"))
 			}
 			volumes, err = volume.fill(time.Now())
 			return err
 		}) &&
-		k.insist(ctx, "CNI plugin", k.addToNetwork) &&
-		k.insist(ctx, "mounts", func(context.Context) error {
+		k.insist(ctx, "CNI plugin", false, k.addToNetwork) &&
+		k.insist(ctx, "mounts", false, func(context.Context) error {
 			background.Go(func() { volume.run(ctx, k.log) })
 			return k.mountContainers(volumes)
 		})
 }
 
-// insist tries the step until it succeeds, and says what it waits for.
-func (k *keeper) insist(ctx context.Context, name string, step func(context.Context) error) bool {
+// insist tries the step until it succeeds, and says what it waits for; with
+// wake, a change of the manifests is a reason to try again at once.
+func (k *keeper) insist(ctx context.Context, name string, wake bool, step func(context.Context) error) bool {
 	last := ""
 	for wait := backOffFirst; ; wait = min(wait*2, backOffLast) {
+		changed := k.c.manifestsChanged()
+		if !wake {
+			changed = nil
+		}
 		err := step(ctx)
 		if ctx.Err() != nil {
 			return false
@@ -108,6 +113,7 @@ func (k *keeper) insist(ctx context.Context, name string, step func(context.Cont
 		select {
 		case <-ctx.Done():
 			return false
+		case <-changed:
 		case <-time.After(wait):
 		}
 	}

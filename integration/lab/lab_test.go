@@ -3,7 +3,6 @@ package lab_test
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
@@ -32,12 +31,10 @@ func run(m *testing.M) int {
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
 	binaries = dir
-	for _, program := range []string{"./cmd/lab", "./testdata/echo", "./testdata/meshstub"} {
-		build := exec.Command("go", "build", "-o", dir+"/", program)
-		if out, err := build.CombinedOutput(); err != nil {
-			fmt.Fprintf(os.Stderr, "build %s: %v\n%s", program, err, out)
-			return 1
-		}
+	build := exec.Command("go", "build", "-o", dir+"/", "./cmd/lab", "./testdata/echo", "./testdata/meshstub")
+	if out, err := build.CombinedOutput(); err != nil {
+		fmt.Fprintf(os.Stderr, "build: %v\n%s", err, out)
+		return 1
 	}
 	for _, name := range []string{"istiod", "ztunnel", "ambit-cni"} {
 		if err := os.Link(filepath.Join(dir, "meshstub"), filepath.Join(dir, name)); err != nil {
@@ -212,7 +209,7 @@ func TestPlaintext(t *testing.T) {
 	})
 	t.Run("probes come from the pod's gateway", func(t *testing.T) {
 		log, err := os.ReadFile(b.LogFile("shop", pods[0].Name, "web"))
-		gateway := strings.Replace(pods[0].Address, pods[0].Address[strings.LastIndexByte(pods[0].Address, '.'):], ".1:", 1)
+		gateway := pods[0].Address[:strings.LastIndexByte(pods[0].Address, '.')] + ".1:"
 		if err != nil || !strings.Contains(string(log), "probed by "+gateway) {
 			t.Errorf("log %q, %v; want probes by %s", log, err, gateway)
 		}
@@ -225,6 +222,7 @@ func TestPlaintext(t *testing.T) {
 }
 
 func testExec(t *testing.T, b *bed) {
+	t.Helper()
 	var out bytes.Buffer
 	code, err := b.Exec(t.Context(), "shop/client", []string{"echo", "exit", "7"}, lab.Stdio{In: strings.NewReader("over"), Out: &out})
 	if err != nil || code != 7 || out.String() != "over" {
@@ -246,6 +244,7 @@ func testExec(t *testing.T, b *bed) {
 }
 
 func testCapture(t *testing.T, b *bed) {
+	t.Helper()
 	capture, err := b.Capture(t.Context(), "shop/client", "eth0", 8080)
 	if err != nil {
 		t.Fatal(err)
@@ -264,6 +263,7 @@ func testCapture(t *testing.T, b *bed) {
 }
 
 func testObjects(t *testing.T, b *bed, client lab.PodStatus) {
+	t.Helper()
 	store := b.Objects()
 	pod, err := store.Get(manifest.Key{Kind: "Pod", Namespace: "shop", Name: client.Name})
 	if err != nil {
@@ -290,6 +290,7 @@ func testObjects(t *testing.T, b *bed, client lab.PodStatus) {
 }
 
 func testChanges(t *testing.T, b *bed) {
+	t.Helper()
 	client := func() string {
 		out, _ := b.exec("shop/client", "echo", "get", "http://web")
 		return out
@@ -340,6 +341,7 @@ func testChanges(t *testing.T, b *bed) {
 
 // testKill kills pid 1 and looks for what is left.
 func testKill(t *testing.T, b *bed) {
+	t.Helper()
 	namespaces := func() []string {
 		var found []string
 		links, _ := filepath.Glob("/proc/[0-9]*/ns/net")
@@ -370,7 +372,9 @@ func testKill(t *testing.T, b *bed) {
 	if err := process.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	<-running // the connection ends with pid 1
+	if err := <-running; err == nil { // the connection ends with pid 1
+		t.Error("exec outlived pid 1")
+	}
 	deadline := time.Now().Add(5 * time.Second)
 	for slices.Contains(namespaces(), own) || processesOf(binaries) > 0 {
 		if time.Now().After(deadline) {
@@ -402,73 +406,6 @@ func processesOf(dir string) int {
 		}
 	}
 	return count
-}
-
-// The mesh's manifests, with programs that only look around.
-func TestMeshManifests(t *testing.T) {
-	b := start(t, func(o *lab.Options) {
-		o.NoMesh, o.MeshEnv, o.TokenLifetime = false, map[string]string{"SECRET_TTL": "10s"}, 2*time.Second
-	})
-	for _, target := range []string{"istio-system/ztunnel", "istio-system/ambit-cni"} {
-		b.ready(target, 2)
-	}
-	b.ready("istio-system/istiod", 1)
-	client := b.ready("shop/client", 1)[0]
-	for i, node := range []string{"n1", "n2"} {
-		want := fmt.Sprintf("%s 10s 10.89.0.1%d", node, i+1)
-		if out, _ := b.exec("node/"+node, "cat", "/run/ztunnel/started-on"); out != want {
-			t.Errorf("node %s's own directory: %q, want %q", node, out, want)
-		}
-	}
-	if out, _ := b.exec("node/n1", "cat", "/run/ambit-cni/agent"); !strings.Contains(out, "--probe-source=10.244.1.1") || strings.Contains(out, "$(") {
-		t.Errorf("arguments of ambit-cni: %q", out)
-	}
-	out, _ := b.exec("node/n1", "cat", "/run/ambit-cni/ADD-"+client.UID)
-	args, config, _ := strings.Cut(out, "\n")
-	var network struct {
-		PrevResult struct {
-			IPs []struct{ Address, Gateway string } `json:"ips"`
-		} `json:"prevResult"`
-	}
-	if err := json.Unmarshal([]byte(config), &network); err != nil || len(network.PrevResult.IPs) != 1 {
-		t.Fatalf("network configuration %q: %v", config, err)
-	}
-	if got := network.PrevResult.IPs[0]; got.Address != client.Address+"/32" || got.Gateway != "10.244.1.1" {
-		t.Errorf("previous result: %+v", got)
-	}
-	if !strings.Contains(args, "K8S_POD_NAMESPACE=shop;K8S_POD_NAME=client;") || !strings.Contains(args, "K8S_POD_UID="+client.UID) {
-		t.Errorf("CNI_ARGS %q", args)
-	}
-
-	token := func() string {
-		out, _ := b.exec("shop/client", "cat", "/var/run/secrets/tokens/istio-token")
-		return out
-	}
-	first := token()
-	b.await("the token was replaced", func(lab.Status) bool { return token() != first })
-
-	// An annotation of ambit-cni's stays when the pod's object is written anew.
-	key := manifest.Key{Kind: "Pod", Namespace: "shop", Name: "client"}
-	err := b.Objects().Update(key, func(o *unstructured.Unstructured) error {
-		o.SetAnnotations(map[string]string{"ambient.istio.io/redirection": "enabled"})
-		return nil
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Remove(filepath.Join(b.config, "apps.yaml")); err != nil {
-		t.Fatal(err)
-	}
-	b.await("the pod is leaving", func(s lab.Status) bool {
-		pod, err := b.Objects().Get(key)
-		if err == nil && pod.GetAnnotations()["ambient.istio.io/redirection"] != "enabled" {
-			t.Error("the annotation was lost")
-		}
-		return len(s.Of("shop/client")) == 0
-	})
-	if _, code := b.exec("node/n1", "test", "-e", "/run/ambit-cni/DEL-"+client.UID); code != 0 {
-		t.Error("no DEL for the pod")
-	}
 }
 
 func TestRefusesDirectoriesThatItHides(t *testing.T) {

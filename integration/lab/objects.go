@@ -2,6 +2,7 @@ package lab
 
 import (
 	"cmp"
+	"fmt"
 	"log/slog"
 	"maps"
 	"slices"
@@ -33,6 +34,12 @@ func (k *kind[T]) set(from origin, name types.NamespacedName, object T) {
 		k[from] = map[types.NamespacedName]T{}
 	}
 	k[from][name] = object
+}
+
+func (k *kind[T]) remove(from origin, name types.NamespacedName) bool {
+	_, known := k[from][name]
+	delete(k[from], name)
+	return known
 }
 
 // get returns the object in force.
@@ -71,8 +78,9 @@ type objects struct {
 }
 
 // apply takes what one directory's watcher has seen. A file or object that
-// cannot be read changes nothing.
-func (o *objects) apply(log *slog.Logger, from origin, changes []manifest.Change) {
+// cannot be read changes nothing. It says whether anything has changed: most of
+// what happens to the generated objects is the lab's own writing.
+func (o *objects) apply(log *slog.Logger, from origin, changes []manifest.Change) (changed bool) {
 	for _, change := range changes {
 		if change.Err != nil {
 			log.Warn("manifest not taken", "error", change.Err)
@@ -85,14 +93,16 @@ func (o *objects) apply(log *slog.Logger, from origin, changes []manifest.Change
 			if !taken {
 				continue
 			}
+			changed = true
 			if fields := unsupportedFields(object); len(fields) > 0 {
 				log.Warn("fields have no effect in the lab", "object", object.Key.String(), "fields", strings.Join(fields, ", "))
 			}
 		}
 		for _, key := range change.Deleted {
-			o.delete(from, key)
+			changed = o.delete(from, key) || changed
 		}
 	}
+	return changed
 }
 
 // set takes an object and says whether it has.
@@ -109,6 +119,8 @@ func (o *objects) set(from origin, object manifest.Object) (bool, error) {
 		return put(&o.accounts, from, name, object, &corev1.ServiceAccount{})
 	case "/ConfigMap":
 		return put(&o.configMaps, from, name, object, &corev1.ConfigMap{})
+	case "apps/StatefulSet", "apps/ReplicaSet", "batch/Job", "batch/CronJob":
+		return false, fmt.Errorf("%s:%d: %s: the lab runs no pods of this kind", object.File, object.Line, object.Key)
 	case "/Pod":
 		if from == fromUser { // the others are the lab's own
 			return put(&o.pods, from, name, object, &corev1.Pod{})
@@ -129,24 +141,26 @@ func put[T runtime.Object](k *kind[T], from origin, name types.NamespacedName, o
 	return true, nil
 }
 
-func (o *objects) delete(from origin, key manifest.Key) {
+// delete forgets an object and says whether it was known.
+func (o *objects) delete(from origin, key manifest.Key) bool {
 	name := nameOf(key)
 	switch key.Group + "/" + key.Kind {
 	case "apps/Deployment":
-		delete(o.deployments[from], name)
+		return o.deployments.remove(from, name)
 	case "apps/DaemonSet":
-		delete(o.daemonSets[from], name)
+		return o.daemonSets.remove(from, name)
 	case "/Service":
-		delete(o.services[from], name)
+		return o.services.remove(from, name)
 	case "/ServiceAccount":
-		delete(o.accounts[from], name)
+		return o.accounts.remove(from, name)
 	case "/ConfigMap":
-		delete(o.configMaps[from], name)
+		return o.configMaps.remove(from, name)
 	case "/Pod":
-		delete(o.pods[from], name)
+		return o.pods.remove(from, name)
 	case "discovery.k8s.io/EndpointSlice":
-		delete(o.slices[from], name)
+		return o.slices.remove(from, name)
 	}
+	return false
 }
 
 // nameOf is the object's name, in namespace default where it says none.

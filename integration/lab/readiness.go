@@ -37,6 +37,7 @@ func (k *keeper) probe(ctx context.Context, c corev1.Container) {
 	}
 	period := seconds(probe.PeriodSeconds, 10)
 	state := readiness{successes: cmp.Or(probe.SuccessThreshold, 1), failures: cmp.Or(probe.FailureThreshold, 3)}
+	last := ""
 	timer := time.NewTimer(time.Duration(probe.InitialDelaySeconds) * time.Second)
 	defer timer.Stop()
 	for {
@@ -56,7 +57,10 @@ func (k *keeper) probe(ctx context.Context, c corev1.Container) {
 			k.report(func(p *pod) { p.container(c.Name).ready = ready })
 		}
 		if !state.ready {
-			k.reportProbe(c.Name, err)
+			if err != nil && err.Error() != last {
+				last = err.Error()
+				k.reportProbe(c.Name, err)
+			}
 			timer.Reset(min(period, eagerPeriod))
 			continue
 		}
@@ -66,9 +70,6 @@ func (k *keeper) probe(ctx context.Context, c corev1.Container) {
 
 // reportProbe says in the pod's status why it is not ready.
 func (k *keeper) reportProbe(container string, err error) {
-	if err == nil {
-		return
-	}
 	message := fmt.Sprintf("container %s: readiness: %s", container, err)
 	k.c.post(func() {
 		if k.pod.message != message {

@@ -40,27 +40,27 @@ type report struct {
 func Start(ctx context.Context, options Options) (*Lab, error) {
 	options, err := options.checked()
 	if err != nil {
-		return nil, fmt.Errorf("lab: %w", err)
+		return nil, err
 	}
 	lock, err := lockState(options.StateDir)
 	if err != nil {
-		return nil, fmt.Errorf("lab: %s: %w", options.StateDir, err)
+		return nil, fmt.Errorf("%s: %w", options.StateDir, err)
 	}
 	defer lock.Close()
 	if err := clearState(options.StateDir); err != nil {
-		return nil, fmt.Errorf("lab: %w", err)
+		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, options.Timeout)
 	defer cancel()
 	l := &Lab{stateDir: options.StateDir, ended: make(chan struct{})}
 	reports, err := l.fork(options, lock)
 	if err != nil {
-		return nil, fmt.Errorf("lab: start pid 1: %w", explain(options.Binary, err))
+		return nil, fmt.Errorf("start pid 1: %w", explain(options.Binary, err))
 	}
 	if err := awaitReady(ctx, reports); err != nil {
 		_ = syscall.Kill(l.pid, syscall.SIGKILL) // takes everything with it
 		<-l.ended
-		return nil, fmt.Errorf("lab: %w (more in %s)", explain(options.Binary, err), labLog(options.StateDir))
+		return nil, fmt.Errorf("%w (more in %s)", explain(options.Binary, err), labLog(options.StateDir))
 	}
 	return l, nil
 }

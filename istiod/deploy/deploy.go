@@ -184,7 +184,8 @@ func (w waypoint) selector() map[string]string {
 
 func (w waypoint) serviceAccount() *corev1.ServiceAccount {
 	return &corev1.ServiceAccount{
-		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "ServiceAccount"},
+		APIVersion: "v1",
+		Kind:       "ServiceAccount",
 		ObjectMeta: w.meta(w.account),
 	}
 }
@@ -192,7 +193,8 @@ func (w waypoint) serviceAccount() *corev1.ServiceAccount {
 func (w waypoint) service() *corev1.Service {
 	dual := corev1.IPFamilyPolicyPreferDualStack
 	out := &corev1.Service{
-		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Service"},
+		APIVersion: "v1",
+		Kind:       "Service",
 		ObjectMeta: w.meta(w.name),
 		Spec: corev1.ServiceSpec{
 			Type:           corev1.ServiceTypeClusterIP,

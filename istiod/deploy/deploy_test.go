@@ -43,7 +43,7 @@ func TestWaypoint(t *testing.T) {
 			input, want, _ := strings.Cut(string(data), outputMark)
 			got := render(t, file, input)
 			if *update {
-				if err := os.WriteFile(file, []byte(input+outputMark+got), 0o644); err != nil { //nolint:gosec // a test's golden file
+				if err := os.WriteFile(file, []byte(input+outputMark+got), 0o644); err != nil {
 					t.Fatal(err)
 				}
 				return
@@ -159,38 +159,4 @@ func FuzzOverlay(f *testing.F) {
 			t.Errorf("overlay %q %q changed what identifies the objects", key, text)
 		}
 	})
-}
-
-func TestAdopt(t *testing.T) {
-	objects, err := Waypoint(minimal(), options)
-	if err != nil {
-		t.Fatal(err)
-	}
-	desired, err := manifest.ToUnstructured(objects.Service)
-	if err != nil {
-		t.Fatal(err)
-	}
-	existing := desired.DeepCopy()
-	existing.SetUID("u-1")
-	existing.SetAnnotations(map[string]string{"deployment.kubernetes.io/revision": "3", "old": "x"})
-	spec, _ := existing.Object["spec"].(map[string]any)
-	spec["clusterIP"], spec["ports"] = "10.96.0.9", nil
-	if !Adopt(desired, existing) {
-		t.Fatal("Adopt refuses an object of ours")
-	}
-	spec, _ = desired.Object["spec"].(map[string]any)
-	if spec["clusterIP"] != "10.96.0.9" || desired.GetUID() != "u-1" {
-		t.Errorf("clusterIP %v, uid %q: what the cluster filled in is lost", spec["clusterIP"], desired.GetUID())
-	}
-	if ports, _ := spec["ports"].([]any); len(ports) != 2 {
-		t.Errorf("ports %v, want the desired ones", spec["ports"])
-	}
-	annotations := desired.GetAnnotations()
-	if annotations["deployment.kubernetes.io/revision"] != "3" || annotations["old"] != "" {
-		t.Errorf("annotations %v, want those of the Deployment's controller kept and no other old ones", annotations)
-	}
-	existing.SetLabels(nil)
-	if Adopt(desired, existing) {
-		t.Error("Adopt takes an object without the label " + mesh.LabelGatewayManaged)
-	}
 }

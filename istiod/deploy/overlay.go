@@ -64,7 +64,7 @@ func patch[T object](target T, text string) error {
 	if err != nil {
 		return err
 	}
-	fresh, ok := reflect.New(reflect.TypeOf(target).Elem()).Interface().(T)
+	fresh, ok := reflect.TypeAssert[T](reflect.New(reflect.TypeOf(target).Elem()))
 	if !ok {
 		return fmt.Errorf("%T is no object", target)
 	}

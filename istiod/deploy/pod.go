@@ -29,7 +29,8 @@ func (w waypoint) deployment() *appsv1.Deployment {
 	none := intstr.FromInt32(0)
 	replicas := int32(1)
 	return &appsv1.Deployment{
-		TypeMeta:   metav1.TypeMeta{APIVersion: "apps/v1", Kind: "Deployment"},
+		APIVersion: "apps/v1",
+		Kind:       "Deployment",
 		ObjectMeta: w.meta(w.name),
 		Spec: appsv1.DeploymentSpec{
 			Replicas: &replicas,
@@ -129,9 +130,9 @@ func fieldEnv(name, field string) corev1.EnvVar {
 // that waits for istiod is not restarted for it.
 func readiness() *corev1.Probe {
 	return &corev1.Probe{
-		ProbeHandler: corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{
+		HTTPGet: &corev1.HTTPGetAction{
 			Path: "/healthz/ready", Port: intstr.FromInt32(mesh.PortReadiness), Scheme: corev1.URISchemeHTTP,
-		}},
+		},
 		PeriodSeconds: 1, FailureThreshold: 2, TimeoutSeconds: 1, SuccessThreshold: 1,
 	}
 }
@@ -161,13 +162,11 @@ func restricted() *corev1.SecurityContext {
 func volumes() []corev1.Volume {
 	lifetime := int64(tokenLifetime)
 	return []corev1.Volume{
-		{Name: volumeToken, VolumeSource: corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{
+		{Name: volumeToken, Projected: &corev1.ProjectedVolumeSource{
 			Sources: []corev1.VolumeProjection{{ServiceAccountToken: &corev1.ServiceAccountTokenProjection{
 				Audience: mesh.TokenAudience, ExpirationSeconds: &lifetime, Path: path.Base(mesh.TokenPath),
 			}}},
-		}}},
-		{Name: volumeRootCert, VolumeSource: corev1.VolumeSource{ConfigMap: &corev1.ConfigMapVolumeSource{
-			LocalObjectReference: corev1.LocalObjectReference{Name: mesh.RootCertConfig},
-		}}},
+		}},
+		{Name: volumeRootCert, ConfigMap: &corev1.ConfigMapVolumeSource{Name: mesh.RootCertConfig}},
 	}
 }

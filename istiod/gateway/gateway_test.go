@@ -63,7 +63,7 @@ func TestStatus(t *testing.T) {
 			input, want, _ := strings.Cut(string(data), outputMark)
 			got := load(t, file, input).render(t)
 			if *update {
-				if err := os.WriteFile(file, []byte(input+outputMark+got), 0o644); err != nil { //nolint:gosec // a test's golden file
+				if err := os.WriteFile(file, []byte(input+outputMark+got), 0o644); err != nil {
 					t.Fatal(err)
 				}
 				return

@@ -101,8 +101,7 @@ func splitField(err error) (path, reason string) {
 		return where.field, where.reason
 	}
 	text := err.Error()
-	if start := strings.Index(text, `unknown field "`); start >= 0 {
-		rest := text[start+len(`unknown field "`):]
+	if _, rest, ok := strings.Cut(text, `unknown field "`); ok {
 		if name, _, ok := strings.Cut(rest, `"`); ok {
 			return name, "unknown field"
 		}

@@ -62,6 +62,10 @@ func (d *Dir) Run(ctx context.Context) error {
 	})
 }
 
+// Load takes changes once, as Run does with those that it finds, without
+// following any directory: for offline commands and tests.
+func (d *Dir) Load(ctx context.Context, changes ...manifest.Change) { d.apply(ctx, changes) }
+
 // apply takes all changes as one batch, so that objects that were written
 // together are seen together. Validation happens before the batch: it takes
 // long, and nobody can read the collections meanwhile.

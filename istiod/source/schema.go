@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"regexp"
 	"strings"
 
 	"k8s.io/apiextensions-apiserver/pkg/apis/apiextensions"
@@ -32,8 +33,8 @@ const (
 // with unknown fields, defaults, values, list types, CEL rules. A schema is
 // compiled when the first object needs it. Not safe for concurrent use.
 type schemas struct {
-	raw      map[schemaKey]*apiextensionsv1.JSONSchemaProps
-	compiled map[schemaKey]*compiledSchema
+	documents map[groupKind][]byte // definitions as text: to parse all of them takes a second
+	compiled  map[schemaKey]*compiledSchema
 }
 
 type schemaKey struct {
@@ -60,8 +61,8 @@ func (e *fieldError) Error() string {
 // newSchemas reads streams of CustomResourceDefinitions.
 func newSchemas(streams ...[]byte) (*schemas, error) {
 	s := &schemas{
-		raw:      map[schemaKey]*apiextensionsv1.JSONSchemaProps{},
-		compiled: map[schemaKey]*compiledSchema{},
+		documents: map[groupKind][]byte{},
+		compiled:  map[schemaKey]*compiledSchema{},
 	}
 	for _, stream := range streams {
 		reader := yamlutil.NewYAMLReader(bufio.NewReader(bytes.NewReader(stream)))
@@ -81,27 +82,47 @@ func newSchemas(streams ...[]byte) (*schemas, error) {
 	return s, nil
 }
 
+// definedKind finds what a definition defines by the shape that generators give
+// it: spec.group and spec.names.kind, each on a line of its own.
+var definedKind = regexp.MustCompile(`(?ms)^  group: (\S+)$.*?^    kind: (\S+)$`)
+
 func (s *schemas) add(document []byte) error {
+	if len(bytes.TrimSpace(document)) == 0 {
+		return nil
+	}
+	found := definedKind.FindSubmatch(document)
+	if found == nil {
+		return errors.New("custom resource definition: no group and kind found")
+	}
+	s.documents[groupKind{string(found[1]), string(found[2])}] = document
+	return nil
+}
+
+// parse returns the schema of one version; nil when there is none.
+func (s *schemas) parse(key schemaKey) (*apiextensionsv1.JSONSchemaProps, error) {
+	document, ok := s.documents[key.groupKind]
+	if !ok {
+		return nil, nil
+	}
 	var crd apiextensionsv1.CustomResourceDefinition
 	if err := yaml.Unmarshal(document, &crd); err != nil {
-		return fmt.Errorf("custom resource definition: %w", err)
+		return nil, fmt.Errorf("definition of %s: %w", key.kind, err)
 	}
 	for _, version := range crd.Spec.Versions {
-		if version.Served && version.Schema != nil {
-			key := schemaKey{groupKind{crd.Spec.Group, crd.Spec.Names.Kind}, version.Name}
-			s.raw[key] = version.Schema.OpenAPIV3Schema
+		if version.Name == key.version && version.Served && version.Schema != nil {
+			return version.Schema.OpenAPIV3Schema, nil
 		}
 	}
-	return nil
+	return nil, nil
 }
 
 func (s *schemas) compile(key schemaKey) (*compiledSchema, error) {
 	if done, ok := s.compiled[key]; ok {
 		return done, nil
 	}
-	raw, ok := s.raw[key]
-	if !ok {
-		return nil, nil
+	raw, err := s.parse(key)
+	if err != nil || raw == nil {
+		return nil, err
 	}
 	var props apiextensions.JSONSchemaProps
 	if err := apiextensionsv1.Convert_v1_JSONSchemaProps_To_apiextensions_JSONSchemaProps(raw, &props, nil); err != nil {
@@ -121,7 +142,6 @@ func (s *schemas) compile(key schemaKey) (*compiledSchema, error) {
 		rules:      cel.NewValidator(structural, true, ruleCost),
 	}
 	s.compiled[key] = done
-	delete(s.raw, key)
 	return done, nil
 }
 

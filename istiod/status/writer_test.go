@@ -262,7 +262,9 @@ func TestWriterSweepsAfterRestart(t *testing.T) {
 			f(w)
 			time.Sleep(time.Second)
 			cancel()
-			<-done
+			if err := <-done; err != nil {
+				t.Errorf("Run returned %v after its context ended, want nil", err)
+			}
 		})
 	}
 	names := func() []string {

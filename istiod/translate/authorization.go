@@ -6,9 +6,9 @@ import (
 	"slices"
 	"strings"
 
-	securityapi "github.com/ambit-mesh/ambit/apis/security"
 	istioapi "istio.io/api/security/v1beta1"
 
+	securityapi "github.com/ambit-mesh/ambit/apis/security"
 	"github.com/ambit-mesh/ambit/istiod/model"
 )
 
@@ -100,11 +100,12 @@ func (r *policyReader) text() string {
 	if r.allow {
 		return "ztunnel does not support " + names + ": rules with them are left out, so that less is allowed"
 	}
-	text := "ztunnel does not support " + names + ": rules apply without them, so that more is denied"
+	var text strings.Builder
+	text.WriteString("ztunnel does not support " + names + ": rules apply without them, so that more is denied")
 	for _, i := range r.idle {
-		text += fmt.Sprintf("; rules[%d] has nothing that ztunnel can check and denies nothing there", i)
+		fmt.Fprintf(&text, "; rules[%d] has nothing that ztunnel can check and denies nothing there", i)
 	}
-	return text
+	return text.String()
 }
 
 // rules translates one rule. It is several when sources cannot be said

@@ -6,8 +6,9 @@ import (
 	"strconv"
 	"strings"
 
-	securityapi "github.com/ambit-mesh/ambit/apis/security"
 	istioapi "istio.io/api/security/v1beta1"
+
+	securityapi "github.com/ambit-mesh/ambit/apis/security"
 )
 
 // This file translates single attributes. Every function is given note, which
@@ -168,7 +169,7 @@ func addresses(values []string, what string, note func(string)) []*securityapi.A
 		prefix = prefix.Masked()
 		out = append(out, &securityapi.Address{
 			Address: prefix.Addr().AsSlice(),
-			Length:  uint32(prefix.Bits()), //nolint:gosec // 0 to 128 for a parsed prefix
+			Length:  uint32(prefix.Bits()),
 		})
 	}
 	return out

@@ -2,7 +2,6 @@ package translate
 
 import (
 	"fmt"
-	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -11,6 +10,7 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	previoushostsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/retry/host/previous_hosts/v3"
+	"golang.org/x/net/http/httpguts"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -60,7 +60,7 @@ func retries(r *networking.HTTPRetry) *routev3.RetryPolicy {
 	if r.Attempts <= 0 {
 		return nil
 	}
-	conditions, codes := splitRetryOn(r.RetryOn)
+	conditions, codes, _ := splitRetryOn(r.RetryOn)
 	out := retryPolicy(uint32(r.Attempts), conditions)
 	out.RetriableStatusCodes = codes
 	if r.PerTryTimeout != nil {
@@ -79,25 +79,36 @@ func backOff(base time.Duration) *routev3.RetryPolicy_RetryBackOff {
 	return &routev3.RetryPolicy_RetryBackOff{BaseInterval: durationpb.New(base)}
 }
 
-// splitRetryOn takes the HTTP status codes out of the list of conditions.
-func splitRetryOn(retryOn string) (string, []uint32) {
+// retryConditions are those that a waypoint knows, spec/control-plane.md §5.2.
+var retryConditions = map[string]bool{
+	"5xx": true, "gateway-error": true, "reset": true, "reset-before-request": true, "connect-failure": true,
+	"envoy-ratelimited": true, "retriable-4xx": true, "refused-stream": true, retriableStatusCodes: true,
+	"cancelled": true, "deadline-exceeded": true, "internal": true, "resource-exhausted": true, "unavailable": true,
+}
+
+// splitRetryOn takes the HTTP status codes out of the list of conditions, and
+// the words that no waypoint knows.
+func splitRetryOn(retryOn string) (conditions string, codes []uint32, unknown []string) {
 	if strings.TrimSpace(retryOn) == "" {
-		return defaultRetryOn, nil
+		return defaultRetryOn, nil, nil
 	}
 	var words []string
-	var codes []uint32
 	for word := range strings.SplitSeq(retryOn, ",") {
 		word = strings.TrimSpace(word)
-		if code, err := strconv.ParseUint(word, 10, 16); err == nil {
+		code, err := strconv.ParseUint(word, 10, 16)
+		switch {
+		case err == nil && code >= 100 && code <= 599:
 			codes = append(codes, uint32(code))
-		} else if word != "" {
+		case retryConditions[word]:
 			words = append(words, word)
+		case word != "":
+			unknown = append(unknown, word)
 		}
 	}
 	if len(codes) > 0 && !slices.Contains(words, retriableStatusCodes) {
 		words = append(words, retriableStatusCodes)
 	}
-	return strings.Join(words, ","), codes
+	return strings.Join(words, ","), codes, unknown
 }
 
 // redirectCodes are the statuses that a redirect can have.
@@ -120,6 +131,9 @@ func redirect(r *networking.HTTPRedirect, port uint32) (*routev3.RedirectAction,
 	code, known := redirectCodes[status]
 	if !known {
 		return nil, &fieldError{path: "redirectCode", message: fmt.Sprintf("status %d is not one of 301, 302, 303, 307, 308", status)}
+	}
+	if !validHost(r.Authority) || !httpguts.ValidHeaderFieldValue(r.Scheme+r.Uri+r.PrefixRewrite) {
+		return nil, &fieldError{path: "uri", message: "the location would have characters that no header can have"}
 	}
 	out := &routev3.RedirectAction{ResponseCode: code, HostRedirect: r.Authority}
 	if r.Scheme != "" {
@@ -165,70 +179,6 @@ func directResponse(status uint32, body *networking.HTTPBody) *routev3.DirectRes
 // answer responds to the request without asking anybody.
 func answer(status uint32) *routev3.Route_DirectResponse {
 	return &routev3.Route_DirectResponse{DirectResponse: directResponse(status, nil)}
-}
-
-// headerChanges are changes to the header of a request or response. The values
-// are Envoy's: a percent sign is written twice.
-type headerChanges struct {
-	add    []*corev3.HeaderValueOption
-	remove []string
-	host   string // replaces the authority; requests only
-}
-
-// requestHeaders translates set, add and remove of a VirtualService; to set the
-// host is to rewrite the authority.
-func requestHeaders(ops *networking.Headers_HeaderOperations) headerChanges {
-	out := responseHeaders(ops)
-	for name, value := range ops.GetSet() {
-		if isAuthority(name) {
-			out.host = value
-		}
-	}
-	out.add = slices.DeleteFunc(out.add, func(o *corev3.HeaderValueOption) bool {
-		return isAuthority(o.Header.Key) && o.AppendAction == corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD
-	})
-	return out
-}
-
-func isAuthority(name string) bool {
-	return strings.EqualFold(name, ":authority") || strings.EqualFold(name, "host")
-}
-
-// responseHeaders translates set, add and remove; other pseudo-headers than the
-// authority cannot be changed.
-func responseHeaders(ops *networking.Headers_HeaderOperations) headerChanges {
-	var out headerChanges
-	for _, name := range slices.Sorted(maps.Keys(ops.GetSet())) {
-		if !strings.HasPrefix(name, ":") {
-			out.set(name, ops.Set[name])
-		}
-	}
-	for _, name := range slices.Sorted(maps.Keys(ops.GetAdd())) {
-		if !strings.HasPrefix(name, ":") {
-			out.append(name, ops.Add[name])
-		}
-	}
-	for _, name := range ops.GetRemove() {
-		if !strings.HasPrefix(name, ":") {
-			out.remove = append(out.remove, strings.ToLower(name))
-		}
-	}
-	return out
-}
-
-func (h *headerChanges) set(name, value string) {
-	h.option(name, value, corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD)
-}
-
-func (h *headerChanges) append(name, value string) {
-	h.option(name, value, corev3.HeaderValueOption_APPEND_IF_EXISTS_OR_ADD)
-}
-
-func (h *headerChanges) option(name, value string, action corev3.HeaderValueOption_HeaderAppendAction) {
-	h.add = append(h.add, &corev3.HeaderValueOption{
-		Header:       &corev3.HeaderValue{Key: strings.ToLower(name), Value: value},
-		AppendAction: action,
-	})
 }
 
 // mustAny packs a message of ours; it fails only on invalid UTF-8, which the

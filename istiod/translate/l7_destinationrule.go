@@ -7,6 +7,7 @@ import (
 
 	networking "istio.io/api/networking/v1alpha3"
 	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
+	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/ambit-mesh/ambit/apis/manifest"
 	"github.com/ambit-mesh/ambit/istiod/model"
@@ -46,7 +47,7 @@ func Subsets(svc model.Service, in SubsetInputs) []Subset {
 	for _, rule := range rules {
 		for _, subset := range rule.Spec.Subsets {
 			named := func(s Subset) bool { return s.Name == subset.GetName() }
-			if subset.GetName() != "" && !slices.ContainsFunc(out, named) {
+			if validSubset(subset.GetName()) && !slices.ContainsFunc(out, named) {
 				out = append(out, Subset{Name: subset.Name, Labels: subset.Labels})
 			}
 		}
@@ -79,6 +80,9 @@ func (in SubsetInputs) rulesFor(hostname, namespace, waypoint string) []*network
 	return out
 }
 
+// validSubset reports whether the name can be part of a cluster's.
+func validSubset(name string) bool { return len(validation.IsDNS1123Label(name)) == 0 }
+
 // compareHosts is positive when a, which matches the same hostname as b, is
 // the more specific of the two. Everything is more specific than "".
 func compareHosts(a, b string) int {
@@ -98,6 +102,9 @@ func DestinationRuleNotices(rule *networkingv1.DestinationRule) []model.Notice {
 	seen := map[string]bool{}
 	for i, subset := range rule.Spec.Subsets {
 		n.policy(at("spec.subsets", i)+".trafficPolicy", subset.GetTrafficPolicy())
+		if !validSubset(subset.GetName()) {
+			n.add(at("spec.subsets", i)+".name", "not a name of lower case letters, digits and dashes: the subset is left out")
+		}
 		if seen[subset.GetName()] {
 			n.add(at("spec.subsets", i)+".name", "a subset of this name is defined before")
 		}

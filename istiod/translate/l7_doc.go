@@ -29,6 +29,10 @@
 // apart. VirtualServices and HTTPRoutes count when they are in namespace W or
 // in S's, DestinationRules also in the root namespace.
 //
+// A waypoint refuses a resource with a field that it does not know, and then
+// the routes of all objects of that service stand still. So nothing is put into
+// a message that waypoint/config does not honour: it becomes a notice.
+//
 // Routes returns the notices that depend on other objects (a host or a subset
 // that does not exist). Those that an object deserves by itself, attached or
 // not, come from VirtualServiceNotices, HTTPRouteNotices and

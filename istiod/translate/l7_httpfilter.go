@@ -7,6 +7,7 @@ import (
 
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+	"golang.org/x/net/http/httpguts"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 )
 
@@ -49,9 +50,9 @@ func (c routeObject) filters(list []gatewayv1.HTTPRouteFilter, match *gatewayv1.
 		filterField := at(field+".filters", i)
 		switch {
 		case f.Type == gatewayv1.HTTPRouteFilterRequestHeaderModifier && f.RequestHeaderModifier != nil:
-			out.request.modify(f.RequestHeaderModifier)
+			c.modify(&out.request, f.RequestHeaderModifier, filterField+".requestHeaderModifier")
 		case f.Type == gatewayv1.HTTPRouteFilterResponseHeaderModifier && f.ResponseHeaderModifier != nil:
-			out.response.modify(f.ResponseHeaderModifier)
+			c.modify(&out.response, f.ResponseHeaderModifier, filterField+".responseHeaderModifier")
 		case f.Type == gatewayv1.HTTPRouteFilterRequestRedirect && f.RequestRedirect != nil && match != nil:
 			redirect, err := c.redirectFilter(f.RequestRedirect, match)
 			if err != nil {
@@ -73,18 +74,6 @@ func (c routeObject) filters(list []gatewayv1.HTTPRouteFilter, match *gatewayv1.
 	return out
 }
 
-func (h *headerChanges) modify(f *gatewayv1.HTTPHeaderFilter) {
-	for _, header := range f.Set {
-		h.set(string(header.Name), escapePercent(header.Value))
-	}
-	for _, header := range f.Add {
-		h.append(string(header.Name), escapePercent(header.Value))
-	}
-	for _, name := range f.Remove {
-		h.remove = append(h.remove, strings.ToLower(name))
-	}
-}
-
 // redirectFilter: without a port the location has that of its scheme, or else
 // the port that the request came to (Gateway API, HTTPRequestRedirectFilter).
 func (c routeObject) redirectFilter(f *gatewayv1.HTTPRequestRedirectFilter, match *gatewayv1.HTTPRouteMatch) (*routev3.RedirectAction, *fieldError) {
@@ -102,9 +91,12 @@ func (c routeObject) redirectFilter(f *gatewayv1.HTTPRequestRedirectFilter, matc
 		out.PortRedirect = schemePort(*f.Scheme)
 	}
 	if f.Port != nil {
-		out.PortRedirect = uint32(max(0, *f.Port)) //nolint:gosec // not negative
+		out.PortRedirect = uint32(max(0, *f.Port))
 	}
 	if f.Hostname != nil {
+		if !validHost(string(*f.Hostname)) {
+			return nil, &fieldError{path: "hostname", message: "not a host name"}
+		}
 		out.HostRedirect = string(*f.Hostname)
 	}
 	path, err := pathModifier(f.Path, match)
@@ -128,6 +120,11 @@ func (c routeObject) rewriteFilter(out *routeFilters, f *gatewayv1.HTTPURLRewrit
 		out.refused = true
 		return
 	}
+	if f.Hostname != nil && !validHost(string(*f.Hostname)) {
+		c.unsupported(field+".hostname", notRewritable)
+		out.refused = true
+		return
+	}
 	path, err := pathModifier(f.Path, match)
 	if err != nil {
 		c.unsupported(field+"."+err.at("path").path, err.message+": requests are answered with status 500")
@@ -145,6 +142,9 @@ func pathModifier(f *gatewayv1.HTTPPathModifier, match *gatewayv1.HTTPRouteMatch
 	switch {
 	case f == nil:
 		return rewrite{}, nil
+	case f.ReplaceFullPath != nil && !httpguts.ValidHeaderFieldValue(*f.ReplaceFullPath),
+		f.ReplacePrefixMatch != nil && !httpguts.ValidHeaderFieldValue(*f.ReplacePrefixMatch):
+		return rewrite{}, &fieldError{message: "the path has characters that no request can have"}
 	case f.Type == gatewayv1.FullPathHTTPPathModifier && f.ReplaceFullPath != nil:
 		return rewrite{path: "/" + strings.TrimLeft(*f.ReplaceFullPath, "/")}, nil
 	case f.Type == gatewayv1.PrefixMatchHTTPPathModifier && f.ReplacePrefixMatch != nil:

@@ -6,7 +6,6 @@ import (
 	"math"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
@@ -57,7 +56,7 @@ func (c *routeCompiler) httpRouteGroups() []routeGroup {
 	waypoint := c.in.waypointNamespace(c.svc)
 	byNamespace := map[string][]*gatewayv1.HTTPRoute{}
 	for _, route := range c.in.HTTPRoutes {
-		if c.attached(route) {
+		if c.attached(route) && !slices.Contains(byNamespace[route.Namespace], route) {
 			byNamespace[route.Namespace] = append(byNamespace[route.Namespace], route)
 		}
 	}
@@ -200,7 +199,7 @@ func (c routeObject) action(rule *gatewayv1.HTTPRouteRule, match *gatewayv1.HTTP
 	filters := c.filters(rule.Filters, match, field)
 	out.RequestHeadersToAdd, out.RequestHeadersToRemove = filters.request.add, filters.request.remove
 	out.ResponseHeadersToAdd, out.ResponseHeadersToRemove = filters.response.add, filters.response.remove
-	if rule.SessionPersistence != nil {
+	if rule.SessionPersistence != nil { //nolint:staticcheck // deprecated, but users still write it
 		c.unsupported(field+".sessionPersistence", "session persistence is not supported yet")
 	}
 	c.backends(action, rule.BackendRefs, filters.redirect != nil, field)
@@ -228,7 +227,7 @@ func (c routeObject) retry(r *gatewayv1.HTTPRouteRetry) *routev3.RetryPolicy {
 	}
 	attempts := uint32(defaultAttempts)
 	if r.Attempts != nil {
-		attempts = uint32(max(0, min(*r.Attempts, math.MaxInt32))) //nolint:gosec // bounded in the same line
+		attempts = uint32(max(0, min(*r.Attempts, math.MaxInt32)))
 	}
 	if attempts == 0 {
 		return nil
@@ -292,7 +291,7 @@ func (c routeObject) backends(action *routev3.RouteAction, refs []gatewayv1.HTTP
 		refField := at(field+".backendRefs", i)
 		weight := uint32(1)
 		if ref.Weight != nil {
-			weight = uint32(max(0, *ref.Weight)) //nolint:gosec // not negative
+			weight = uint32(max(0, *ref.Weight))
 		}
 		backend := model.ResolveBackend(ref.BackendObjectReference, c.route.Namespace, c.in.ClusterDomain, c.in.Service)
 		if !backend.Valid() {
@@ -325,6 +324,3 @@ func (c routeObject) backends(action *routev3.RouteAction, refs []gatewayv1.HTTP
 func plain(c *routev3.WeightedCluster_ClusterWeight) bool {
 	return proto.Equal(c, &routev3.WeightedCluster_ClusterWeight{Name: c.Name, Weight: c.Weight})
 }
-
-// escapePercent writes a literal value as Envoy's header format wants it.
-func escapePercent(value string) string { return strings.ReplaceAll(value, "%", "%%") }

@@ -95,6 +95,9 @@ func matchHeader(name string, value *networking.StringMatch) (*routev3.HeaderMat
 	if strings.HasPrefix(name, "@") {
 		return nil, &fieldError{message: "matching on claims of a token is not supported yet"}
 	}
+	if name == "" {
+		return nil, &fieldError{message: "the name is empty"}
+	}
 	out := &routev3.HeaderMatcher{Name: strings.ToLower(name)}
 	text, err := stringMatch(value)
 	if err != nil {
@@ -152,8 +155,12 @@ func regex(expression string) (*matcherv3.RegexMatcher, *fieldError) {
 	if len(expression) > maxRegex {
 		return nil, &fieldError{message: fmt.Sprintf("regular expression is longer than %d characters", maxRegex)}
 	}
-	if _, err := regexp.Compile(expression); err != nil {
-		return nil, &fieldError{message: err.Error()}
+	// The waypoint matches the whole value. An expression is to be complete by
+	// itself and to stay so inside a group.
+	for _, text := range []string{expression, `\A(?:` + expression + `)\z`} {
+		if _, err := regexp.Compile(text); err != nil {
+			return nil, &fieldError{message: err.Error()}
+		}
 	}
 	return &matcherv3.RegexMatcher{Regex: expression}, nil
 }

@@ -19,7 +19,7 @@ type RouteInputs struct {
 	WaypointNamespace string // of the Gateway that serves the routes; empty = the service's
 
 	// VirtualServices and HTTPRoutes may hold more than those that name the
-	// service; order does not matter.
+	// service, and one of them twice; order does not matter.
 	VirtualServices []*networkingv1.VirtualService
 	HTTPRoutes      []*gatewayv1.HTTPRoute
 
@@ -112,7 +112,10 @@ func (c *routeCompiler) groups() []routeGroup {
 		return cmp.Or(cmp.Compare(a.class, b.class), compareAge(a.created, b.created),
 			cmp.Compare(a.namespace, b.namespace), cmp.Compare(a.name, b.name))
 	})
-	return list
+	// An object that was found by two of its hosts counts once.
+	return slices.CompactFunc(list, func(a, b routeGroup) bool {
+		return a.virtualService != nil && a.virtualService == b.virtualService
+	})
 }
 
 // compareAge puts the older first. Objects from files have no time of creation

@@ -68,7 +68,7 @@ func TestL7(t *testing.T) {
 			input, want, _ := strings.Cut(string(data), outputMark)
 			got := loadL7(t, file, input).render(t)
 			if *updateL7 {
-				if err := os.WriteFile(file, []byte(input+outputMark+got), 0o644); err != nil { //nolint:gosec // a test's golden file
+				if err := os.WriteFile(file, []byte(input+outputMark+got), 0o644); err != nil {
 					t.Fatal(err)
 				}
 				return

@@ -2,13 +2,14 @@ package translate
 
 import (
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+	"golang.org/x/net/http/httpguts"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 	networking "istio.io/api/networking/v1alpha3"
 	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
@@ -211,35 +212,8 @@ func (c vsCompiler) reportIgnored(r *networking.HTTPRoute, field string) {
 			c.unsupported(field+"."+part.name, part.what+" is not supported yet")
 		}
 	}
-	c.reportHeaders(r.Headers, field)
-	for i, destination := range r.Route {
-		c.reportHeaders(destination.GetHeaders(), at(field+".route", i))
-	}
-}
-
-// reportHeaders names the changes that no header of a request or response can
-// undergo.
-func (c vsCompiler) reportHeaders(h *networking.Headers, field string) {
-	for _, side := range []struct {
-		name string
-		ops  *networking.Headers_HeaderOperations
-	}{{"request", h.GetRequest()}, {"response", h.GetResponse()}} {
-		prefix := field + ".headers." + side.name
-		for _, name := range slices.Sorted(maps.Keys(side.ops.GetSet())) {
-			if strings.HasPrefix(name, ":") && (side.name == "response" || !isAuthority(name)) {
-				c.unsupported(prefix+".set["+name+"]", "this pseudo-header cannot be changed")
-			}
-		}
-		for _, name := range slices.Sorted(maps.Keys(side.ops.GetAdd())) {
-			if strings.HasPrefix(name, ":") {
-				c.unsupported(prefix+".add["+name+"]", "pseudo-headers cannot be added")
-			}
-		}
-		for i, name := range side.ops.GetRemove() {
-			if strings.HasPrefix(name, ":") {
-				c.unsupported(at(prefix+".remove", i), "pseudo-headers cannot be removed")
-			}
-		}
+	if _, _, unknown := splitRetryOn(r.Retries.GetRetryOn()); len(unknown) > 0 {
+		c.unsupported(field+".retries.retryOn", fmt.Sprintf("%q is not supported", strings.Join(unknown, ",")))
 	}
 }
 
@@ -247,7 +221,8 @@ func (c vsCompiler) reportHeaders(h *networking.Headers, field string) {
 // to do with a request.
 func (c vsCompiler) action(r *networking.HTTPRoute, field string) *routev3.Route {
 	out := &routev3.Route{}
-	request, response := requestHeaders(r.Headers.GetRequest()), responseHeaders(r.Headers.GetResponse())
+	request := c.requestHeaders(r.Headers.GetRequest(), field+".headers.request")
+	response := c.responseHeaders(r.Headers.GetResponse(), field+".headers.response")
 	out.RequestHeadersToAdd, out.RequestHeadersToRemove = request.add, request.remove
 	out.ResponseHeadersToAdd, out.ResponseHeadersToRemove = response.add, response.remove
 	switch {
@@ -259,19 +234,21 @@ func (c vsCompiler) action(r *networking.HTTPRoute, field string) *routev3.Route
 		}
 		out.Action = &routev3.Route_Redirect{Redirect: action}
 	case r.DirectResponse != nil:
+		if r.DirectResponse.Status < 200 || r.DirectResponse.Status > 599 {
+			c.unsupported(field+".directResponse.status", "not a status from 200 to 599: the route is left out")
+			return nil
+		}
 		out.Action = &routev3.Route_DirectResponse{DirectResponse: directResponse(r.DirectResponse.Status, r.DirectResponse.Body)}
 	case len(r.Route) > 0:
 		action := newRouteAction()
-		if !c.destinations(out, action, r.Route, field) {
+		rewritten := c.rewrite(action, r.Rewrite, request.host, field)
+		weighted := c.destinations(out, action, r.Route, field)
+		if !rewritten || !weighted {
 			out.Action = answer(500)
 			return out
 		}
-		if request.host != "" {
-			action.HostRewriteSpecifier = &routev3.RouteAction_HostRewriteLiteral{HostRewriteLiteral: request.host}
-		}
-		c.rewrite(action, r.Rewrite, field)
-		if r.Timeout != nil {
-			action.Timeout = proto.CloneOf(r.Timeout)
+		if timeout, ok := c.duration(r.Timeout, field+".timeout"); ok {
+			action.Timeout = timeout
 		}
 		action.RetryPolicy = retries(r.Retries)
 		out.Action = &routev3.Route_Route{Route: action}
@@ -282,52 +259,80 @@ func (c vsCompiler) action(r *networking.HTTPRoute, field string) *routev3.Route
 	return out
 }
 
-func (c vsCompiler) rewrite(action *routev3.RouteAction, r *networking.HTTPRewrite, field string) {
-	if r == nil {
-		return
+// duration reports false for one that is not given or cannot be.
+func (c vsCompiler) duration(d *durationpb.Duration, field string) (*durationpb.Duration, bool) {
+	if d == nil {
+		return nil, false
 	}
-	if r.Authority != "" {
-		action.HostRewriteSpecifier = &routev3.RouteAction_HostRewriteLiteral{HostRewriteLiteral: r.Authority}
+	if d.AsDuration() < 0 || !d.IsValid() {
+		c.unsupported(field, "not a duration of 0 or more")
+		return nil, false
 	}
-	if r.Uri != "" {
+	return proto.CloneOf(d), true
+}
+
+// rewrite changes the host, which the header operations may have set, and the
+// path. It reports false when requests cannot be changed as they should.
+func (c vsCompiler) rewrite(action *routev3.RouteAction, r *networking.HTTPRewrite, host, field string) bool {
+	if r.GetAuthority() != "" {
+		host = r.Authority
+	}
+	if !validHost(host) || !httpguts.ValidHeaderFieldValue(r.GetUri()) {
+		c.unsupported(field+".rewrite", notRewritable)
+		return false
+	}
+	if host != "" {
+		action.HostRewriteSpecifier = &routev3.RouteAction_HostRewriteLiteral{HostRewriteLiteral: host}
+	}
+	switch {
+	case r.GetUri() != "":
 		action.PrefixRewrite = r.Uri
-		return
+	case r.GetUriRegexRewrite() != nil:
+		pattern, err := regex(r.UriRegexRewrite.Match)
+		if err != nil {
+			c.unsupported(field+".rewrite.uriRegexRewrite.match", err.message+": requests are answered with status 500")
+			return false
+		}
+		action.RegexRewrite = &matcherv3.RegexMatchAndSubstitute{Pattern: pattern, Substitution: r.UriRegexRewrite.Rewrite}
 	}
-	if r.UriRegexRewrite == nil {
-		return
-	}
-	pattern, err := regex(r.UriRegexRewrite.Match)
-	if err != nil {
-		c.unsupported(field+".rewrite.uriRegexRewrite.match", err.message+": the path is not rewritten")
-		return
-	}
-	action.RegexRewrite = &matcherv3.RegexMatchAndSubstitute{Pattern: pattern, Substitution: r.UriRegexRewrite.Rewrite}
+	return true
+}
+
+const notRewritable = "the value has characters that no request can have: requests are answered with status 500"
+
+// validHost reports whether the value, which may be empty, can be a request's
+// authority.
+func validHost(host string) bool {
+	return httpguts.ValidHostHeader(host) && httpguts.ValidHeaderFieldValue(host)
 }
 
 // destinations sets the cluster or weighted clusters. It reports false when
-// every destination has weight 0.
+// every destination has weight 0, or requests cannot be changed as they should.
 func (c vsCompiler) destinations(route *routev3.Route, action *routev3.RouteAction, list []*networking.HTTPRouteDestination, field string) bool {
-	if len(list) == 1 {
-		single := list[0]
-		action.ClusterSpecifier = &routev3.RouteAction_Cluster{Cluster: c.cluster(single.GetDestination(), at(field+".route", 0))}
-		request, response := requestHeaders(single.GetHeaders().GetRequest()), responseHeaders(single.GetHeaders().GetResponse())
-		route.RequestHeadersToAdd = append(request.add, route.RequestHeadersToAdd...)
-		route.RequestHeadersToRemove = append(request.remove, route.RequestHeadersToRemove...)
-		route.ResponseHeadersToAdd = append(response.add, route.ResponseHeadersToAdd...)
-		route.ResponseHeadersToRemove = append(response.remove, route.ResponseHeadersToRemove...)
-		if request.host != "" {
-			action.HostRewriteSpecifier = &routev3.RouteAction_HostRewriteLiteral{HostRewriteLiteral: request.host}
-		}
-		return true
-	}
 	weighted := &routev3.WeightedCluster{}
 	for i, destination := range list {
-		cluster := c.cluster(destination.GetDestination(), at(field+".route", i))
-		if destination.GetWeight() <= 0 {
-			continue
+		at := at(field+".route", i)
+		request := c.requestHeaders(destination.GetHeaders().GetRequest(), at+".headers.request")
+		response := c.responseHeaders(destination.GetHeaders().GetResponse(), at+".headers.response")
+		if !validHost(request.host) {
+			c.unsupported(at+".headers.request.set", notRewritable)
+			return false
 		}
-		weighted.Clusters = append(weighted.Clusters, clusterWeight(cluster, uint32(destination.Weight),
-			requestHeaders(destination.GetHeaders().GetRequest()), responseHeaders(destination.GetHeaders().GetResponse())))
+		cluster := c.cluster(destination.GetDestination(), at)
+		if len(list) == 1 {
+			action.ClusterSpecifier = &routev3.RouteAction_Cluster{Cluster: cluster}
+			route.RequestHeadersToAdd = append(request.add, route.RequestHeadersToAdd...)
+			route.RequestHeadersToRemove = append(request.remove, route.RequestHeadersToRemove...)
+			route.ResponseHeadersToAdd = append(response.add, route.ResponseHeadersToAdd...)
+			route.ResponseHeadersToRemove = append(response.remove, route.ResponseHeadersToRemove...)
+			if request.host != "" {
+				action.HostRewriteSpecifier = &routev3.RouteAction_HostRewriteLiteral{HostRewriteLiteral: request.host}
+			}
+			return true
+		}
+		if destination.GetWeight() > 0 {
+			weighted.Clusters = append(weighted.Clusters, clusterWeight(cluster, uint32(destination.Weight), request, response))
+		}
 	}
 	if len(weighted.Clusters) == 0 {
 		c.unsupported(field+".route", "the weights are all 0: requests are answered with status 500")

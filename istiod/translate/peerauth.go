@@ -4,8 +4,9 @@ import (
 	"maps"
 	"slices"
 
-	securityapi "github.com/ambit-mesh/ambit/apis/security"
 	"google.golang.org/protobuf/types/known/emptypb"
+
+	securityapi "github.com/ambit-mesh/ambit/apis/security"
 
 	"github.com/ambit-mesh/ambit/istiod/model"
 )

@@ -6,8 +6,9 @@ import (
 	"net/netip"
 	"slices"
 
-	workloadapi "github.com/ambit-mesh/ambit/apis/workload"
 	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	workloadapi "github.com/ambit-mesh/ambit/apis/workload"
 
 	"github.com/ambit-mesh/ambit/apis/mesh"
 	"github.com/ambit-mesh/ambit/istiod/model"

@@ -116,7 +116,7 @@ func (c *Cluster) Choose(random func() uint64, tried []*Endpoint) *Endpoint {
 // pick returns the index of an endpoint by weight. When it was tried the next
 // one that was not takes its place.
 func (s *set) pick(random uint64, tried []*Endpoint) int {
-	i := int(random % uint64(len(s.endpoints))) //nolint:gosec // below the length
+	i := int(random % uint64(len(s.endpoints)))
 	if s.upTo != nil {
 		n := random % s.total
 		i = sort.Search(len(s.upTo), func(i int) bool { return s.upTo[i] > n })

@@ -66,7 +66,7 @@ func (b *Body) Read(p []byte) (int, error) {
 		return 0, io.EOF
 	}
 	n, err := b.next(p)
-	b.read += uint64(n) //nolint:gosec // not negative
+	b.read += uint64(n)
 	if err != nil {
 		b.err = err
 	}
@@ -197,11 +197,11 @@ func (b *Body) readTrailer() error {
 		return cutShort(err)
 	}
 	b.src.skip(len(head))
-	spans, err := lowerNames(head, 0)
-	if err != nil {
+	var fields scratch
+	if err := fields.lowerNames(head, 0); err != nil {
 		return err
 	}
-	for _, f := range cut(string(head), spans, nil) {
+	for _, f := range fields.cut(string(head)) {
 		switch f.Name {
 		case "host", "authorization", "cookie", "set-cookie", "content-type", "content-encoding", "trailer", "cache-control":
 		default:

@@ -11,7 +11,7 @@ type ClientConn struct {
 	conn   net.Conn
 	in     reader
 	out    writer
-	fields []Field
+	reuse  scratch
 	method string
 	body   *Body // of the current response
 	broken bool
@@ -81,13 +81,12 @@ func (c *ClientConn) Response() (*Response, error) {
 		c.broken = true
 		return nil, badResponse(err)
 	}
-	res, err := parseResponse(head, c.method, c.fields)
+	res, err := parseResponse(head, c.method, &c.reuse)
 	c.in.skip(len(head))
 	if err != nil {
 		c.broken = true
 		return nil, badResponse(err)
 	}
-	c.fields = res.Fields
 	if res.Status < 200 && res.Status != 101 {
 		return res, nil
 	}

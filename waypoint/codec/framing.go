@@ -1,6 +1,9 @@
 package codec
 
-import "strings"
+import (
+	"slices"
+	"strings"
+)
 
 // framing is what the fields that concern one connection said.
 type framing struct {
@@ -40,7 +43,7 @@ func takeFraming(fields []Field) ([]Field, framing, error) {
 	}
 	kept := fields[:0]
 	for _, field := range fields {
-		if !perConnection(field.Name) && !contains(nominated, field.Name) {
+		if !perConnection(field.Name) && !slices.Contains(nominated, field.Name) {
 			kept = append(kept, field)
 		}
 	}
@@ -51,15 +54,6 @@ func perConnection(name string) bool {
 	switch name {
 	case "connection", "keep-alive", "proxy-connection", "te", "transfer-encoding", "upgrade", "content-length", "expect":
 		return true
-	}
-	return false
-}
-
-func contains(list []string, s string) bool {
-	for _, l := range list {
-		if l == s {
-			return true
-		}
 	}
 	return false
 }

@@ -7,8 +7,8 @@ import (
 
 // parseRequest reads a request head, which ends with its empty line. Names in
 // head are made lower case in place; the strings of the result share one copy
-// of it. fields is reused.
-func parseRequest(head []byte, fields []Field) (*Request, error) {
+// of it. The fields are valid until reuse is used again.
+func parseRequest(head []byte, reuse *scratch) (*Request, error) {
 	end := bytes.IndexByte(head, '\r')
 	line := head[:end]
 	if head[end+1] != '\n' {
@@ -28,13 +28,12 @@ func parseRequest(head []byte, fields []Field) (*Request, error) {
 	if target := line[sp1+1 : sp2]; len(target) == 0 || !all(target, charTarget) {
 		return nil, bad("request target has a character that it must not have")
 	}
-	spans, err := lowerNames(head, end+2)
-	if err != nil {
+	if err := reuse.lowerNames(head, end+2); err != nil {
 		return nil, err
 	}
 	text := string(head)
 	req := &Request{Method: text[:sp1], Scheme: "http"}
-	req.Fields = cut(text, spans, fields)
+	req.Fields = reuse.cut(text)
 	if err := req.target(text[sp1+1 : sp2]); err != nil {
 		return nil, err
 	}
@@ -102,7 +101,7 @@ func (r *Request) target(t string) error {
 }
 
 // parseResponse reads a response head to a request of the given method.
-func parseResponse(head []byte, method string, fields []Field) (*Response, error) {
+func parseResponse(head []byte, method string, reuse *scratch) (*Response, error) {
 	end := bytes.IndexByte(head, '\r')
 	if head[end+1] != '\n' {
 		return nil, bad("carriage return inside the status line")
@@ -121,8 +120,7 @@ func parseResponse(head []byte, method string, fields []Field) (*Response, error
 	if status < 100 || status > 599 || len(line) > 12 && line[12] != ' ' || !all(line[12:], charValue) {
 		return nil, bad("status line is not valid")
 	}
-	spans, err := lowerNames(head, end+2)
-	if err != nil {
+	if err := reuse.lowerNames(head, end+2); err != nil {
 		return nil, err
 	}
 	text := string(head)
@@ -130,55 +128,63 @@ func parseResponse(head []byte, method string, fields []Field) (*Response, error
 	if end > 13 {
 		res.Reason = text[13:end]
 	}
-	res.Fields = cut(text, spans, fields)
+	res.Fields = reuse.cut(text)
 	if err := res.connectionFields(method); err != nil {
 		return nil, err
 	}
 	return res, nil
 }
 
+// scratch is what parsing one head after another reuses.
+type scratch struct {
+	fields []Field
+	spans  []span
+}
+
+// span is where in a head a field is; a head is at most MaxHeadBytes long.
 type span struct{ name, nameEnd, value, valueEnd uint16 }
 
 // lowerNames checks the field lines of a head from an offset on and lowers
 // their names in place.
-func lowerNames(head []byte, at int) ([]span, error) {
-	var room [32]span
-	spans := room[:0]
+func (s *scratch) lowerNames(head []byte, at int) error {
+	spans := s.spans[:0]
 	for {
 		line := head[at:]
 		line = line[:bytes.IndexByte(line, '\n')-1]
 		if len(line) == 0 {
-			return spans, nil
+			s.spans = spans
+			return nil
 		}
 		if len(spans) == MaxFieldCount {
-			return nil, &Error{Status: 431, Reason: "more than 100 fields"}
+			return &Error{Status: 431, Reason: "more than 100 fields"}
 		}
 		if line[0] == ' ' || line[0] == '\t' {
-			return nil, bad("folded field line")
+			return bad("folded field line")
 		}
 		colon := bytes.IndexByte(line, ':')
 		if colon <= 0 || !all(line[:colon], charToken) {
-			return nil, bad("field name is not a token")
+			return bad("field name is not a token")
 		}
 		lower(line[:colon])
 		value := trim(line[colon+1:])
 		if !all(value, charValue) {
-			return nil, bad("field %s has a control character", line[:colon])
+			return bad("field %s has a control character", line[:colon])
 		}
 		start := at + colon + 1
 		if len(value) > 0 {
 			start += bytes.Index(line[colon+1:], value[:1])
 		}
-		//nolint:gosec // offsets into a head, which is at most MaxHeadBytes long
 		spans = append(spans, span{uint16(at), uint16(at + colon), uint16(start), uint16(start + len(value))})
 		at += len(line) + 2
 	}
 }
 
-func cut(text string, spans []span, fields []Field) []Field {
-	fields = fields[:0]
-	for _, s := range spans {
-		fields = append(fields, Field{text[s.name:s.nameEnd], text[s.value:s.valueEnd]})
+// cut takes the fields out of the text of the head that lowerNames saw.
+func (s *scratch) cut(text string) []Field {
+	fields := s.fields[:0]
+	for _, at := range s.spans {
+		fields = append(fields, Field{text[at.name:at.nameEnd], text[at.value:at.valueEnd]})
 	}
+	s.fields = fields
 	return fields
 }

@@ -47,7 +47,7 @@ func (b *reader) fill(limit int) error {
 	for range 100 {
 		n, err := b.src.Read(b.buf[b.w:])
 		b.w += n
-		b.total += uint64(n) //nolint:gosec // a Read returns no negative number
+		b.total += uint64(n)
 		if n > 0 {
 			return nil
 		}
@@ -92,7 +92,7 @@ func (b *reader) Read(p []byte) (int, error) {
 	}
 	b.release()
 	n, err := b.src.Read(p)
-	b.total += uint64(n) //nolint:gosec // a Read returns no negative number
+	b.total += uint64(n)
 	return n, err
 }
 

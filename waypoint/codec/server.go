@@ -14,7 +14,7 @@ type ServerConn struct {
 	out  writer
 
 	body    *Body
-	fields  []Field
+	reuse   scratch
 	method  string
 	closes  bool // nothing may be read after this request
 	inStart uint64
@@ -39,20 +39,20 @@ func (s *ServerConn) Next() (*Request, error) {
 	if s.closes {
 		return nil, io.EOF
 	}
-	s.inStart = s.in.total - uint64(s.in.w-s.in.r) //nolint:gosec // w >= r
+	s.inStart = s.in.total - uint64(s.in.w-s.in.r)
 	s.outMark = s.out.total
 	head, err := s.in.head()
 	if err != nil {
 		s.body, s.closes = nil, true
 		return nil, err
 	}
-	req, err := parseRequest(head, s.fields)
+	req, err := parseRequest(head, &s.reuse)
 	s.in.skip(len(head))
 	if err != nil {
 		s.body, s.closes = nil, true
 		return nil, err
 	}
-	s.fields, s.method, s.closes = req.Fields, req.Method, req.Close
+	s.method, s.closes = req.Method, req.Close
 	s.body = newBody(&s.in, req.Length)
 	if s.body.Done() {
 		s.in.release()
@@ -150,7 +150,7 @@ func (s *ServerConn) Waiting() error {
 // Bytes returns how many bytes the current request and its response took so
 // far, heads included.
 func (s *ServerConn) Bytes() (in, out uint64) {
-	return s.in.total - uint64(s.in.w-s.in.r) - s.inStart, s.out.total - s.outMark //nolint:gosec // w >= r
+	return s.in.total - uint64(s.in.w-s.in.r) - s.inStart, s.out.total - s.outMark
 }
 
 // Detach hands the connection over with what was read from it but not used; the

@@ -36,7 +36,7 @@ func (w *writer) flush() error {
 	if w.err == nil && len(w.buf) > 0 {
 		var n int
 		n, w.err = w.dst.Write(w.buf)
-		w.total += uint64(n) //nolint:gosec // not negative
+		w.total += uint64(n)
 	}
 	writeBuffers.Put(w.pooled)
 	w.pooled, w.buf = nil, nil

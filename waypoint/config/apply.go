@@ -69,6 +69,9 @@ func apply[T, C any, M interface {
 		for _, name := range removed {
 			drop(name, now)
 		}
+		for name := range refused {
+			b.refused(typeURL, name)
+		}
 	})
 	b.follow(before, after)
 	return refused
@@ -175,6 +178,16 @@ func (b *Builder) setRoutes(name string, m *routev3.RouteConfiguration, t *route
 func (b *Builder) removeRoutes(name string, _ time.Time) {
 	if r := b.routes[name]; r != nil && r.active == nil {
 		r.missing = true
+	}
+}
+
+// refused notes that what somebody waits for was here and is no good.
+func (b *Builder) refused(typeURL, name string) {
+	switch typeURL {
+	case TypeRoute:
+		b.removeRoutes(name, time.Time{})
+	case TypeEndpoint:
+		b.removeEndpoints(name, time.Time{})
 	}
 }
 

@@ -28,7 +28,11 @@ func (b *Builder) rebuild(now time.Time) {
 	for name, c := range b.clusters {
 		next.clusters[name] = c.value
 	}
-	whole := b.seen[TypeListener] && b.seen[TypeCluster]
+	known := b.seen[TypeListener] && b.seen[TypeCluster]
+	if known && b.warming.IsZero() {
+		b.warming = now
+	}
+	whole := known
 	for _, name := range sortedKeys(b.listeners) {
 		l := b.listeners[name]
 		value, ok := b.assemble(l)
@@ -46,7 +50,7 @@ func (b *Builder) rebuild(now time.Time) {
 	b.snap.Store(next)
 	close(b.changed)
 	b.changed = make(chan struct{})
-	if whole {
+	if whole || known && now.Sub(b.warming) >= 2*holdLimit {
 		select {
 		case <-b.warm:
 		default:

@@ -29,7 +29,7 @@ func compileCluster(m *clusterv3.Cluster) (clusterSpec, error) {
 	if m.GetType() != clusterv3.Cluster_EDS {
 		return spec, fmt.Errorf("type %s is not supported", m.GetType())
 	}
-	switch m.GetLbPolicy() { //nolint:exhaustive // the others are refused
+	switch m.GetLbPolicy() {
 	case clusterv3.Cluster_ROUND_ROBIN, clusterv3.Cluster_LEAST_REQUEST:
 	case clusterv3.Cluster_RANDOM:
 		spec.random = true

@@ -111,6 +111,7 @@ type Builder struct {
 	routes    map[string]*routes
 	clusters  map[string]*cluster
 	seen      map[string]bool // type URLs that had a response
+	warming   time.Time       // since when only details are missing
 	changed   chan struct{}
 }
 
@@ -157,7 +158,8 @@ func New(cfg Config) *Builder {
 // Snapshot returns the current configuration.
 func (b *Builder) Snapshot() *Snapshot { return b.snap.Load() }
 
-// Warm is closed when the first configuration is whole.
+// Warm is closed when the first configuration is whole, but for what istiod
+// does not have, what was refused, and what does not come in time.
 func (b *Builder) Warm() <-chan struct{} { return b.warm }
 
 // Changed returns a channel that is closed when the next snapshot is there. Ask
@@ -188,6 +190,11 @@ func (b *Builder) Run(ctx context.Context) error {
 
 // waiting reports whether time alone may change something.
 func (b *Builder) waiting() bool {
+	select {
+	case <-b.warm:
+	default:
+		return true
+	}
 	for _, l := range b.listeners {
 		if !l.removed.IsZero() {
 			return true

@@ -1,6 +1,10 @@
 package config
 
-import "google.golang.org/protobuf/proto"
+import (
+	// Named in routes, and needed by whoever prints them.
+	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/retry/host/previous_hosts/v3"
+	"google.golang.org/protobuf/proto"
+)
 
 // Dump is the resources in use, by name. What waits for something else is not
 // among them.

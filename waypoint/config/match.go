@@ -67,8 +67,7 @@ func compileField(m *routev3.HeaderMatcher, at string) (route.FieldMatch, error)
 	if f.Name == "" {
 		return f, fmt.Errorf("%s.name is missing", at)
 	}
-	err := only(m, at, "name", "invert_match", "treat_missing_header_as_empty", "present_match", "string_match",
-		"exact_match", "prefix_match", "suffix_match", "contains_match", "safe_regex_match")
+	err := only(m, at, "name", "invert_match", "treat_missing_header_as_empty", "present_match", "string_match")
 	if err != nil {
 		return f, err
 	}
@@ -79,16 +78,6 @@ func compileField(m *routev3.HeaderMatcher, at string) (route.FieldMatch, error)
 		f.Present, f.Absent = by.PresentMatch, !by.PresentMatch
 	case *routev3.HeaderMatcher_StringMatch:
 		f.Text, err = compileText(by.StringMatch, at+".string_match")
-	case *routev3.HeaderMatcher_ExactMatch: //nolint:staticcheck // still sent by some control planes
-		f.Text, err = route.NewText(route.Exact, by.ExactMatch, false)
-	case *routev3.HeaderMatcher_PrefixMatch: //nolint:staticcheck // as above
-		f.Text, err = route.NewText(route.Prefix, by.PrefixMatch, false)
-	case *routev3.HeaderMatcher_SuffixMatch: //nolint:staticcheck // as above
-		f.Text, err = route.NewText(route.Suffix, by.SuffixMatch, false)
-	case *routev3.HeaderMatcher_ContainsMatch: //nolint:staticcheck // as above
-		f.Text, err = route.NewText(route.Contains, by.ContainsMatch, false)
-	case *routev3.HeaderMatcher_SafeRegexMatch: //nolint:staticcheck // as above
-		f.Text, err = compileRegex(by.SafeRegexMatch, at+".safe_regex_match")
 	}
 	return f, err
 }

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 
 	"github.com/ambit-mesh/ambit/waypoint/filter"
 	"github.com/ambit-mesh/ambit/waypoint/route"
@@ -67,13 +68,25 @@ func compileRoute(m *routev3.Route, at string) (*route.Rule, error) {
 }
 
 func compileAction(rule *route.Rule, m *routev3.RouteAction, at string) error {
-	if err := only(m, at, "cluster", "weighted_clusters", "timeout", "retry_policy"); err != nil {
+	if err := only(m, at, "cluster", "weighted_clusters", "timeout", "retry_policy", "cluster_not_found_response_code",
+		"host_rewrite_literal", "path_rewrite", "prefix_rewrite", "regex_rewrite"); err != nil {
 		return err
 	}
 	// Istio's meaning, not Envoy's default of 15 s: istiod always says.
 	rule.Timeout = m.GetTimeout().AsDuration()
 	var err error
 	if rule.Retry, err = compileRetry(m.GetRetryPolicy(), at+".retry_policy"); err != nil {
+		return err
+	}
+	switch m.GetClusterNotFoundResponseCode() {
+	case routev3.RouteAction_SERVICE_UNAVAILABLE:
+	case routev3.RouteAction_NOT_FOUND:
+		rule.Missing = 404
+	case routev3.RouteAction_INTERNAL_SERVER_ERROR:
+		rule.Missing = 500
+	}
+	rule.Rewrite.Host = m.GetHostRewriteLiteral()
+	if rule.Rewrite.Path, err = compileRewrite(m.GetPathRewrite(), m.GetPrefixRewrite(), m.GetRegexRewrite(), at+".regex_rewrite"); err != nil {
 		return err
 	}
 	if name := m.GetCluster(); name != "" {
@@ -92,11 +105,11 @@ func compileAction(rule *route.Rule, m *routev3.RouteAction, at string) error {
 	var total uint64
 	for i, c := range weighted.GetClusters() {
 		at := fmt.Sprintf("%s.clusters[%d]", at, i)
-		if err := only(c, at, "name", "weight", "request_headers_to_add", "request_headers_to_remove",
+		if err := only(c, at, "name", "weight", "host_rewrite_literal", "request_headers_to_add", "request_headers_to_remove",
 			"response_headers_to_add", "response_headers_to_remove"); err != nil {
 			return err
 		}
-		target := route.Target{Cluster: c.GetName(), Weight: c.GetWeight().GetValue()}
+		target := route.Target{Cluster: c.GetName(), Weight: c.GetWeight().GetValue(), Host: c.GetHostRewriteLiteral()}
 		if target.Request, err = compileHeader(c.GetRequestHeadersToAdd(), c.GetRequestHeadersToRemove(), at+".request_headers"); err != nil {
 			return err
 		}
@@ -146,7 +159,7 @@ func compileRetry(m *routev3.RetryPolicy, at string) (route.Retry, error) {
 
 func compileRedirect(m *routev3.RedirectAction, at string) (*filter.Redirect, error) {
 	if err := only(m, at, "https_redirect", "scheme_redirect", "host_redirect", "port_redirect", "path_redirect",
-		"prefix_rewrite", "response_code", "strip_query"); err != nil {
+		"prefix_rewrite", "regex_rewrite", "response_code", "strip_query"); err != nil {
 		return nil, err
 	}
 	codes := map[routev3.RedirectAction_RedirectResponseCode]int{
@@ -155,9 +168,12 @@ func compileRedirect(m *routev3.RedirectAction, at string) (*filter.Redirect, er
 	}
 	d := &filter.Redirect{
 		Status: codes[m.GetResponseCode()], Scheme: m.GetSchemeRedirect(), Host: m.GetHostRedirect(), Port: m.GetPortRedirect(),
-		Path: m.GetPathRedirect(), Prefix: m.GetPrefixRewrite(), StripQuery: m.GetStripQuery(),
+		Path: m.GetPathRedirect(), StripQuery: m.GetStripQuery(),
 	}
-	_, d.SetPrefix = m.GetPathRewriteSpecifier().(*routev3.RedirectAction_PrefixRewrite)
+	var err error
+	if d.Rewrite, err = compileRewrite("", m.GetPrefixRewrite(), m.GetRegexRewrite(), at+".regex_rewrite"); err != nil {
+		return nil, err
+	}
 	if m.GetHttpsRedirect() {
 		d.Scheme = "https"
 	}
@@ -182,6 +198,27 @@ func compileDirect(m *routev3.DirectResponseAction, at string) (*route.Direct, e
 		d.Body = m.GetBody().GetInlineString() + string(m.GetBody().GetInlineBytes())
 	}
 	return d, nil
+}
+
+// compileRewrite returns nil when no part is set.
+func compileRewrite(whole, prefix string, re *matcherv3.RegexMatchAndSubstitute, at string) (*filter.PathRewrite, error) {
+	if re == nil {
+		if whole == "" && prefix == "" {
+			return nil, nil
+		}
+		return &filter.PathRewrite{Whole: whole, Prefix: prefix}, nil
+	}
+	if err := only(re, at, "pattern", "substitution"); err != nil {
+		return nil, err
+	}
+	if err := only(re.GetPattern(), at+".pattern", "regex", "google_re2"); err != nil {
+		return nil, err
+	}
+	out, err := filter.NewRegexRewrite(re.GetPattern().GetRegex(), re.GetSubstitution())
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", at, err)
+	}
+	return out, nil
 }
 
 // literal resolves the doubled percent signs of a header value. Values that

@@ -14,9 +14,8 @@ type Redirect struct {
 	Scheme     string
 	Host       string
 	Port       uint32
-	Path       string // whole path, with a query if it has one
-	Prefix     string // replaces what the rule matched
-	SetPrefix  bool
+	Path       string       // whole path, with a query if it has one
+	Rewrite    *PathRewrite // of the path, when Path is empty
 	StripQuery bool
 }
 
@@ -54,12 +53,8 @@ func (d *Redirect) path(r *codec.Request, matched string) string {
 			return d.Path
 		}
 		path = d.Path
-	case d.SetPrefix:
-		rest := path[min(len(matched), len(path)):]
-		path = d.Prefix + rest
-		if !strings.HasPrefix(path, "/") {
-			path = "/" + path
-		}
+	case d.Rewrite != nil:
+		path = d.Rewrite.apply(path, matched)
 	}
 	if query != "" && !d.StripQuery {
 		path += "?" + query

@@ -91,9 +91,14 @@ func (p *Path) matches(path string) bool {
 	return !p.Segments || len(path) == len(p.Text.value) || path[len(p.Text.value)] == '/'
 }
 
-// Prefix returns what a prefix or exact rule matched, for redirects that
-// replace it.
-func (p *Path) Prefix() string { return p.Text.value }
+// Matched returns the part of a path that a rule matched, which rewrites
+// replace: the prefix, or all of what was compared whole.
+func (p *Path) Matched(path string) string {
+	if p.Text.kind == Prefix {
+		return path[:min(len(p.Text.value), len(path))]
+	}
+	return path
+}
 
 // FieldMatch compares a header field, or a pseudo-header by its HTTP/2 name.
 // Several fields of one name are compared as one value, joined by commas.

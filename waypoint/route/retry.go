@@ -138,5 +138,5 @@ func (r *Retry) Pause(number int, random uint64) time.Duration {
 		most = 10 * base
 	}
 	interval := min(base<<min(number-1, 20), most)
-	return time.Duration(random % uint64(interval)) //nolint:gosec // interval is positive
+	return time.Duration(random % uint64(interval))
 }

@@ -29,6 +29,8 @@ type Rule struct {
 	Redirect *filter.Redirect
 	Direct   *Direct
 
+	Rewrite  filter.Rewrite
+	Missing  int           // status when the cluster is not known; 0 is 503
 	Timeout  time.Duration // of the whole response; 0 means none
 	Retry    Retry
 	Request  filter.Header // changes to the request's header
@@ -80,6 +82,7 @@ func (m *Match) matches(r *codec.Request, path string) bool {
 type Target struct {
 	Cluster  string
 	Weight   uint32
+	Host     string // replaces the authority; empty leaves it
 	Request  filter.Header
 	Response filter.Header
 }

@@ -118,8 +118,8 @@ func (e *Entry) appendText(b []byte) []byte {
 	word(e.Details)
 	word("") // details of how the client's connection ended
 	quoted(e.Failure)
-	number(int64(e.BytesIn))  //nolint:gosec // a counter of bytes
-	number(int64(e.BytesOut)) //nolint:gosec // a counter of bytes
+	number(int64(e.BytesIn))
+	number(int64(e.BytesOut))
 	number(e.Duration.Milliseconds())
 	if e.Waited < 0 {
 		word("")

@@ -26,6 +26,8 @@ type exchange struct {
 	req    *codec.Request
 	start  time.Time
 
+	authority, path string // as the client sent them
+
 	listener *config.Listener
 	rule     *route.Rule
 	target   *route.Target
@@ -71,8 +73,17 @@ func (x *exchange) serve() {
 	}
 	x.target = x.rule.Targets.Pick(x.server.cfg.Random())
 	if x.cluster = snapshot.Cluster(x.target.Cluster); x.cluster == nil {
-		x.answer(503, FlagNC, clusterNotFound, "the route's destination is not known\n")
+		status := x.rule.Missing
+		if status == 0 {
+			status = 503
+		}
+		x.answer(status, FlagNC, clusterNotFound, "the route's destination is not known\n")
 		return
+	}
+	x.authority, x.path = x.req.Authority, x.req.Path
+	x.rule.Rewrite.Apply(x.req, x.rule.Match.Path.Matched(x.req.PathOnly()))
+	if x.target.Host != "" {
+		x.req.Authority = x.target.Host
 	}
 	x.req.Fields = x.target.Request.Apply(x.req.Fields)
 	x.req.Fields = x.rule.Request.Apply(x.req.Fields)
@@ -92,7 +103,7 @@ func (x *exchange) answered() bool {
 	case x.rule.Direct != nil:
 		x.answer(x.rule.Direct.Status, 0, directResponse, x.rule.Direct.Body)
 	case x.rule.Redirect != nil:
-		location := x.rule.Redirect.Location(x.req, x.rule.Match.Path.Prefix())
+		location := x.rule.Redirect.Location(x.req, x.rule.Match.Path.Matched(x.req.PathOnly()))
 		x.answer(x.rule.Redirect.Status, 0, directResponse, "", codec.Field{Name: "location", Value: location})
 	default:
 		return false
@@ -152,8 +163,12 @@ func (x *exchange) clientFailed(err error) {
 	x.details = clientGone
 }
 
-// repeatable reports whether the request can be sent again from the start.
-func (x *exchange) repeatable() bool { return x.upload == nil && (x.req.Length == 0 || x.small != nil) }
+// repeatable reports whether the request can be sent again from the start:
+// nothing of its body was taken, or all of it is kept.
+func (x *exchange) repeatable() bool { return x.upload == nil }
+
+// kept reports whether the body, if there is one, is all here.
+func (x *exchange) kept() bool { return x.req.Length == 0 || x.small != nil }
 
 // idempotent reports whether sending the request twice does no harm, RFC 9110
 // §9.2.2.

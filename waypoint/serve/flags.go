@@ -18,18 +18,14 @@ const (
 	FlagURX                   // retries used up
 	FlagDC                    // the client is gone
 	FlagDPE                   // the request is not valid HTTP
-	flagsEnd
 )
 
 var flagNames = [...]string{"UH", "UF", "UC", "UPE", "UT", "NR", "NC", "URX", "DC", "DPE"}
 
 // String returns the names joined by commas, "-" for none.
 func (f Flags) String() string {
-	switch f {
-	case 0:
+	if f == 0 {
 		return "-"
-	case FlagUF | FlagURX:
-		return "UF,URX"
 	}
 	var names []string
 	for i, name := range flagNames {

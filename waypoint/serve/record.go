@@ -66,6 +66,9 @@ func (x *exchange) record() {
 	e.ForwardedFor, _ = codec.Get(x.req.Fields, "x-forwarded-for")
 	e.UserAgent, _ = codec.Get(x.req.Fields, "user-agent")
 	e.RequestID, _ = codec.Get(x.req.Fields, "x-request-id")
+	if x.path != "" {
+		e.Authority, e.Path = x.authority, x.path
+	}
 	if x.waited > 0 {
 		e.Waited = x.waited
 	}

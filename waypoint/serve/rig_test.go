@@ -99,22 +99,22 @@ func (l *lines) String() string {
 }
 
 type options struct {
-	hold  time.Duration
-	grace time.Duration
-	json  bool
-	quiet bool // no access log on the rig
+	hold    time.Duration
+	grace   time.Duration
+	json    bool
+	discard bool // lines of the access log are thrown away
 }
 
-func newRig(t testing.TB, o options) *rig {
-	t.Helper()
-	r := &rig{t: t, ca: identitytest.New(t, "cluster.local"), registry: prometheus.NewRegistry(), log: &lines{}, stopped: make(chan struct{})}
+func newRig(tb testing.TB, o options) *rig {
+	tb.Helper()
+	r := &rig{t: tb, ca: identitytest.New(tb, "cluster.local"), registry: prometheus.NewRegistry(), log: &lines{}, stopped: make(chan struct{})}
 	r.cert.Store(r.ca.Issue(r.ca.ID("shop", "waypoint"), time.Hour))
 	source := func(context.Context) (*mtls.Certificate, error) { return r.cert.Load(), nil }
-	l := listen(t, "127.0.1.1:0")
+	l := listen(tb, "127.0.1.1:0")
 	r.tunnelPort = port(l)
 	_ = l.Close()
 	r.pool = backend.NewPool(backend.Config{Certificate: source, TunnelPort: r.tunnelPort})
-	log := slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelError}))
+	log := slog.New(slog.NewTextHandler(testWriter{tb}, &slog.HandlerOptions{Level: slog.LevelError}))
 	r.routes = config.New(config.Config{Pool: r.pool, Log: log})
 	r.directory = &directory{known: map[netip.Addr]serve.Workload{}}
 	if o.hold == 0 {
@@ -123,7 +123,7 @@ func newRig(t testing.TB, o options) *rig {
 	if o.grace == 0 {
 		o.grace = 2 * time.Second
 	}
-	random := rand.New(rand.NewPCG(1, 2)) //nolint:gosec // reproducible on purpose
+	random := rand.New(rand.NewPCG(1, 2))
 	var mu sync.Mutex
 	cfg := serve.Config{
 		Routes: r.routes, Pool: r.pool, Certificate: source, Directory: r.directory, Metrics: serve.NewMetrics(r.registry),
@@ -136,23 +136,24 @@ func newRig(t testing.TB, o options) *rig {
 	}
 	var work sync.WaitGroup
 	background, end := context.WithCancel(context.Background())
-	if !o.quiet {
-		cfg.Access = serve.NewAccessLog(r.log, o.json)
-		work.Go(func() { _ = cfg.Access.Run(background) })
+	cfg.Access = serve.NewAccessLog(r.log, o.json)
+	if o.discard {
+		cfg.Access = serve.NewAccessLog(io.Discard, o.json)
 	}
+	work.Go(func() { _ = cfg.Access.Run(background) })
 	work.Go(func() { _ = r.pool.Run(background) })
 	work.Go(func() { _ = r.routes.Run(background) })
-	in := listen(t, "127.0.0.1:0")
+	in := listen(tb, "127.0.0.1:0")
 	r.addr = in.Addr().String()
 	ctx, stop := context.WithCancel(context.Background())
 	r.stop = stop
 	go func() {
 		defer close(r.stopped)
 		if err := serve.New(cfg).Run(ctx, in); err != nil {
-			t.Errorf("run: %v", err)
+			tb.Errorf("run: %v", err)
 		}
 	}()
-	t.Cleanup(func() {
+	tb.Cleanup(func() {
 		stop()
 		<-r.stopped
 		end()
@@ -168,11 +169,11 @@ func (w testWriter) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-func listen(t testing.TB, address string) net.Listener {
-	t.Helper()
-	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", address)
+func listen(tb testing.TB, address string) net.Listener {
+	tb.Helper()
+	l, err := (&net.ListenConfig{}).Listen(tb.Context(), "tcp", address)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return l
 }
@@ -181,11 +182,10 @@ func port(l net.Listener) uint16 { return l.Addr().(*net.TCPAddr).AddrPort().Por
 
 // pod is an endpoint with its ztunnel.
 type pod struct {
-	addr   netip.AddrPort
-	id     spiffe.ID
-	uid    string
-	plain  bool
-	weight uint32
+	addr  netip.AddrPort
+	id    spiffe.ID
+	uid   string
+	plain bool
 }
 
 // newPod runs handler behind HBONE on a loopback address of its own.
@@ -333,11 +333,11 @@ func resourceName(m proto.Message) string {
 	return m.(interface{ GetName() string }).GetName()
 }
 
-func pack(t testing.TB, m proto.Message) *anypb.Any {
-	t.Helper()
+func pack(tb testing.TB, m proto.Message) *anypb.Any {
+	tb.Helper()
 	a, err := anypb.New(m)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return a
 }
@@ -444,32 +444,32 @@ func answers(text string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, text) })
 }
 
-func get(t testing.TB, c *http.Client, path string, header ...string) (int, string) {
-	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://reviews:9080"+path, nil)
+func get(tb testing.TB, c *http.Client, path string, header ...string) (int, string) {
+	tb.Helper()
+	req, err := http.NewRequestWithContext(tb.Context(), http.MethodGet, "http://reviews:9080"+path, nil)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	for i := 0; i < len(header); i += 2 {
 		req.Header.Set(header[i], header[i+1])
 	}
 	res, err := c.Do(req)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	defer func() { _ = res.Body.Close() }()
 	body, err := io.ReadAll(res.Body)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return res.StatusCode, string(body)
 }
 
-func eventually(t testing.TB, what string, ok func() bool) {
-	t.Helper()
+func eventually(tb testing.TB, what string, ok func() bool) {
+	tb.Helper()
 	for limit := time.Now().Add(10 * time.Second); !ok(); {
 		if time.Now().After(limit) {
-			t.Fatalf("%s: did not happen", what)
+			tb.Fatalf("%s: did not happen", what)
 		}
 		<-time.After(5 * time.Millisecond)
 	}

@@ -171,7 +171,8 @@ func (s *Server) intern(w Workload) *Workload {
 	if known, ok := s.interned.Load(w); ok {
 		return known.(*Workload)
 	}
-	known, _ := s.interned.LoadOrStore(w, &w)
+	kept := w
+	known, _ := s.interned.LoadOrStore(kept, &kept)
 	return known.(*Workload)
 }
 

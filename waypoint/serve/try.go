@@ -106,7 +106,7 @@ func (f *failed) text() string {
 func (x *exchange) try(e *backend.Endpoint) (*codec.ClientConn, *codec.Response, *failed) {
 	pool := x.server.cfg.Pool
 	limit := x.left(x.cluster.ConnectTimeout())
-	c, err := pool.HTTP(x.st.ctx, e, limit, x.idempotent() && x.repeatable() && x.req.Upgrade == "")
+	c, err := pool.HTTP(x.st.ctx, e, limit, x.idempotent() && x.kept() && x.req.Upgrade == "")
 	if err != nil {
 		return nil, nil, x.notConnected(err)
 	}
@@ -146,7 +146,7 @@ func (x *exchange) send(c *codec.ClientConn) (*codec.Response, *failed) {
 	x.local = c.Conn().LocalAddr().String()
 	x.limit(c)
 	c.Head(x.req)
-	if x.req.Length == 0 || x.small != nil {
+	if x.kept() {
 		c.Bytes(x.small)
 		// Any other error may still have a response to read: a server need not
 		// take the whole request.

@@ -189,19 +189,11 @@ func (a *Agent) updatePods(pods []Pod) {
 		}
 		for _, e := range a.entries {
 			if e.known && !present[e.uid] {
-				e.known = false
+				e.known, e.annotation = false, ""
 			}
 			a.reconcile(e)
 		}
 	})
-}
-
-// newest is the ztunnel that gets new pods; nil without any.
-func (a *Agent) newest() *session {
-	if len(a.sessions) == 0 {
-		return nil
-	}
-	return a.sessions[len(a.sessions)-1]
 }
 
 func (a *Agent) redirectOptions() redirect.Options {

@@ -1,10 +1,14 @@
 package cni
 
 import (
+	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -26,6 +30,9 @@ func TestAddEnrols(t *testing.T) {
 		t.Error("the pod's connections are not captured")
 	}
 	p.annotated("after ADD", mesh.RedirectionEnabled)
+	if got := p.migrate(); got != "1" {
+		t.Errorf("tcp_migrate_req of an enrolled pod: got %s, want 1", got)
+	}
 	if !z.spaces[p.uid].Same(p.NS) {
 		t.Error("ztunnel got another namespace")
 	}
@@ -54,14 +61,18 @@ func TestAddBeforeZtunnelConnects(t *testing.T) {
 	if err := p.add(); err == nil || !strings.Contains(err.Error(), "no ztunnel is connected") {
 		t.Fatalf("ADD without ztunnel: got %v, want that none is connected", err)
 	}
-	if !p.captured() {
-		t.Error("fail closed: the pod's connections are not captured")
+	if p.captured() {
+		t.Error("captured without a ztunnel: its connections would be refused")
 	}
-	p.annotated("captured but unknown to ztunnel", mesh.RedirectionPending)
+	p.annotated("unknown to ztunnel", "")
 	z := b.ztunnel()
-	z.want("the pod is in the snapshot", added(p), "snapshot")
+	z.want("the pod is sent after the snapshot", "snapshot", added(p))
 	p.annotated("after the snapshot", mesh.RedirectionEnabled)
+	b.addTimeout = 0
 	p.mustAdd()
+	if !p.captured() {
+		t.Error("the pod's connections are not captured")
+	}
 }
 
 func TestAddOfUnknownPod(t *testing.T) {
@@ -78,6 +89,7 @@ func TestAddOfUnknownPod(t *testing.T) {
 	}
 	p.write()
 	z.want("seen after all", added(p))
+	p.annotated("seen after all", mesh.RedirectionEnabled)
 	p.mustAdd()
 }
 
@@ -92,7 +104,10 @@ func TestZtunnelRefuses(t *testing.T) {
 	if err := p.add(); err == nil || !strings.Contains(err.Error(), "address already in use") {
 		t.Fatalf("ADD refused by ztunnel: got %v, want its reason", err)
 	}
-	p.annotated("while ztunnel refuses", mesh.RedirectionPending)
+	if p.captured() {
+		t.Error("captured before ztunnel serves the pod")
+	}
+	p.annotated("while ztunnel refuses", "")
 	z.nack(p.uid, "")
 	p.annotated("when it does not any more", mesh.RedirectionEnabled)
 }
@@ -134,6 +149,9 @@ func TestLabelsChangeLive(t *testing.T) {
 		return err == nil && !rec.Enrolled
 	})
 	z.want("after the last redirected connection", "del "+p.uid)
+	if got := p.migrate(); got != "0" {
+		t.Errorf("tcp_migrate_req of a pod that left: got %s, want 0 as before", got)
+	}
 
 	b.namespace("shop", "ambient")
 	z.want("label set again", added(p))
@@ -294,4 +312,77 @@ func TestSessionErrors(t *testing.T) {
 		}
 		must(t, conn.Close())
 	}
+}
+
+func TestNoConnectionFailsWhenLabelsChange(t *testing.T) {
+	b := newBed(t)
+	b.namespace("shop", "")
+	p := b.pod("web")
+	var direct, redirected atomic.Int64
+	addr := accept(t, nil, netip.AddrPortFrom(netnstest.NodeAddr, 0), &direct)
+	b.start()
+	z := b.ztunnel()
+	z.mu.Lock()
+	z.onAdd = func(ns *netns.NS) { accept(t, ns, netip.MustParseAddrPort("[::]:15001"), &redirected) }
+	z.mu.Unlock()
+	p.mustAdd()
+
+	stop := make(chan struct{})
+	failed := make(chan error, 1)
+	go func() {
+		defer close(failed)
+		for {
+			c, err := p.NS.Dial(t.Context(), addr, netns.DialOptions{})
+			if err != nil {
+				failed <- err
+				return
+			}
+			_ = c.Close()
+			select {
+			case <-stop:
+				return
+			default:
+			}
+		}
+	}()
+	for range 3 {
+		n := redirected.Load()
+		b.namespace("shop", "ambient")
+		p.annotated("label set", mesh.RedirectionEnabled)
+		b.eventually("connections are redirected", func() bool { return redirected.Load() > n })
+		b.namespace("shop", "")
+		p.annotated("label removed", "")
+		n = direct.Load()
+		b.eventually("connections are direct", func() bool { return direct.Load() > n })
+	}
+	close(stop)
+	if err := <-failed; err != nil {
+		t.Errorf("a connection failed: %v", err)
+	}
+}
+
+// accept counts connections until the test ends.
+func accept(t *testing.T, ns *netns.NS, addr netip.AddrPort, n *atomic.Int64) netip.AddrPort {
+	t.Helper()
+	ln, err := ns.Listen(addr, netns.ListenOptions{Mark: mesh.MarkZtunnel, ReusePort: true})
+	if err != nil {
+		t.Errorf("listen %s: %v", addr, err)
+		return netip.AddrPort{}
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			c, err := ln.AcceptTCP()
+			if err != nil {
+				return
+			}
+			n.Add(1)
+			_ = c.Close()
+		}
+	})
+	t.Cleanup(func() {
+		_ = ln.Close()
+		wg.Wait()
+	})
+	return ln.Addr().(*net.TCPAddr).AddrPort()
 }

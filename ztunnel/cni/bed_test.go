@@ -194,6 +194,17 @@ func (p *pod) captured() bool {
 	return false
 }
 
+// migrate is the sysctl by which listeners hand over.
+func (p *pod) migrate() string {
+	p.b.t.Helper()
+	var value []byte
+	must(p.b.t, p.NS.Do(func() (err error) {
+		value, err = os.ReadFile("/proc/sys/net/ipv4/tcp_migrate_req")
+		return err
+	}))
+	return strings.TrimSpace(string(value))
+}
+
 // nobody listens there.
 var nobody = netip.AddrPortFrom(netnstest.NodeAddr, 9)
 
@@ -223,6 +234,7 @@ type ztunnel struct {
 	nacks  map[string]string // by uid
 	events []string
 	spaces map[string]*netns.NS // by uid, of adds
+	onAdd  func(*netns.NS)      // before the acknowledgement; may be nil
 }
 
 func (b *bed) ztunnel() *ztunnel {
@@ -287,6 +299,9 @@ func (z *ztunnel) take(p netns.Packet) string {
 			_ = old.Close()
 		}
 		z.spaces[q.Add.GetUid()] = ns
+		if z.onAdd != nil {
+			z.onAdd(ns)
+		}
 		z.events = append(z.events, fmt.Sprintf("add %s %s/%s/%s", q.Add.GetUid(), info.GetNamespace(), info.GetServiceAccount(), info.GetName()))
 	case *zds.WorkloadRequest_Del:
 		z.events = append(z.events, "del "+q.Del.GetUid())
@@ -303,22 +318,30 @@ func added(p *pod) string { return "add " + p.uid + " shop/cart/" + p.name }
 // want waits until exactly these requests came since the last want.
 func (z *ztunnel) want(what string, events ...string) {
 	z.b.t.Helper()
-	var got []string
 	deadline := time.Now().Add(10 * time.Second)
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
-	for !slices.Equal(got, events) {
+	for {
+		<-tick.C
+		got, ok := z.takeEvents(events)
+		if ok {
+			return
+		}
 		if time.Now().After(deadline) {
 			z.b.t.Fatalf("%s: ztunnel got %q, want %q", what, got, events)
 		}
-		<-tick.C
-		z.mu.Lock()
-		got = slices.Clone(z.events)
-		z.mu.Unlock()
 	}
+}
+
+// takeEvents empties the record if it holds exactly want.
+func (z *ztunnel) takeEvents(want []string) (got []string, ok bool) {
 	z.mu.Lock()
 	defer z.mu.Unlock()
-	z.events = nil
+	got, ok = z.events, slices.Equal(z.events, want)
+	if ok {
+		z.events = nil
+	}
+	return got, ok
 }
 
 func (z *ztunnel) nack(uid, why string) {

@@ -18,9 +18,9 @@ type facts struct {
 	reachable  bool // the namespace is known
 	stage      stage
 	verified   bool // the rules were seen or made by this process
-	connected  bool // some ztunnel is
+	connected  bool // some ztunnel is, and has its snapshot
 	acked      bool // by the newest ztunnel
-	failed     bool // the last attempt at anything
+	served     bool // by any ztunnel
 	annotation string
 }
 
@@ -28,23 +28,25 @@ type facts struct {
 type action int
 
 const (
-	actNone action = iota
-	actProgram
-	actSend    // hand the namespace to the newest ztunnel
-	actEnable  // annotate: captured and known to ztunnel
-	actPending // annotate: captured, unknown to ztunnel
-	actClear   // remove the annotation
-	actRelease
-	actDrain  // remove rules and tell ztunnel, if nothing is redirected any more
-	actForget // tell ztunnel only
+	actNone    action = iota
+	actSend           // hand the namespace to the newest ztunnel
+	actProgram        // make the rules
+	actEnable         // annotate: captured and known to ztunnel
+	actClear          // remove the annotation
+	actRelease        // let new connections go directly
+	actDrain          // remove rules and tell ztunnel, if nothing is redirected any more
+	actForget         // tell ztunnel only
 )
 
-// decide is level-triggered: it looks at how things are, whatever led there. A pod that
-// leaves the mesh loses its annotation before its rules, so that peers stop making new
-// tunnels to it while those that exist can end.
+// decide is level-triggered: it looks at how things are, whatever led there.
+//
+// No connection of a running pod may fail on the way in or out. So a pod's rules are made
+// when ztunnel listens in the pod, and its annotation, on which peers make tunnels to it,
+// comes after the rules; a pod that leaves the mesh loses its annotation and its
+// redirection first, and ztunnel when nothing goes through it any more.
 func decide(f facts) action {
 	switch {
-	case f.gone && f.stage != stageNone:
+	case f.gone && (f.stage != stageNone || f.served):
 		return actForget
 	case f.wanted && f.reachable:
 		return decideWanted(f)
@@ -58,22 +60,24 @@ func decide(f facts) action {
 		return actClear
 	case f.stage == stageReleased:
 		return actDrain
+	case f.served:
+		return actForget
 	}
 	return actNone
 }
 
 func decideWanted(f facts) action {
 	switch {
-	case f.stage != stageProgrammed || !f.verified:
-		return actProgram
-	case f.acked && f.annotation != mesh.RedirectionEnabled:
-		return actEnable
-	case f.acked:
-		return actNone
-	case f.failed && f.annotation == "":
-		return actPending
-	case f.connected:
+	case f.stage == stageProgrammed && !f.verified:
+		return actProgram // an earlier agent's
+	case !f.acked && f.connected:
 		return actSend
+	case !f.acked:
+		return actNone
+	case f.stage != stageProgrammed:
+		return actProgram
+	case f.annotation != mesh.RedirectionEnabled:
+		return actEnable
 	}
 	return actNone
 }

@@ -3,6 +3,7 @@ package cni
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/ambit-mesh/ambit/apis/mesh"
@@ -30,7 +31,9 @@ type entry struct {
 	busy     bool   // an operation runs
 	err      error  // of the last operation
 	failures int    // in a row
+	last     action // begun last
 	stop     func() // of the timer that is set; nil without
+	delayed  action // what the timer holds back
 	waiters  map[chan error]bool
 }
 
@@ -59,8 +62,12 @@ func (e *entry) gone() bool {
 	return e.seen || !e.recorded
 }
 
-// facts of the pod; s is the newest ztunnel.
-func (e *entry) facts(s *session, scope Scope) facts {
+// facts of the pod, given the ztunnels, the newest last.
+func (e *entry) facts(sessions []*session, scope Scope) facts {
+	var s *session
+	if len(sessions) > 0 {
+		s = sessions[len(sessions)-1]
+	}
 	return facts{
 		wanted:     e.known && scope.captures(e.pod).captured,
 		gone:       e.gone(),
@@ -69,7 +76,7 @@ func (e *entry) facts(s *session, scope Scope) facts {
 		verified:   e.verified,
 		connected:  s != nil && s.ready,
 		acked:      s != nil && s.acked[e.uid],
-		failed:     e.err != nil,
+		served:     slices.ContainsFunc(sessions, func(s *session) bool { return s.acked[e.uid] }),
 		annotation: e.annotation,
 	}
 }

@@ -56,6 +56,7 @@ func (a *Agent) serveEvents(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	ln.SetUnlinkOnClose(false) // by then the path may be a successor's
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST "+pathAdd, a.handle(a.add))
 	mux.HandleFunc("POST "+pathDel, a.handle(a.del))
@@ -170,14 +171,10 @@ func (a *Agent) giveUp(e *entry) error {
 		return fmt.Errorf("pod %s with uid %s is not known to be on this node; maybe the agent's watch is behind", e.name(), e.uid)
 	case e.err != nil:
 		return e.err
-	case a.newest() == nil:
-		e.err = errors.New("no ztunnel is connected; maybe ztunnel does not run on this node")
-	default:
-		e.err = errors.New("ztunnel has not acknowledged the pod")
+	case len(a.sessions) == 0:
+		return errors.New("no ztunnel is connected; maybe ztunnel does not run on this node")
 	}
-	err := e.err
-	a.reconcile(e)
-	return err
+	return errors.New("ztunnel has not acknowledged the pod")
 }
 
 // del forgets a pod's namespace. One that was replaced meanwhile stays.
@@ -191,7 +188,7 @@ func (a *Agent) del(_ context.Context, rec record) error {
 		if err := a.records.remove(e.uid); err != nil {
 			a.cfg.Log.Warn("pod record not removed", "pod", e.name(), "error", err)
 		}
-		if e.stage != stageNone {
+		if e.ns != nil { // handed to a ztunnel or programmed
 			a.metrics.reconciled("delete")
 			a.sendDel(e)
 			a.abandon(e)

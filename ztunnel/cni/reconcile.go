@@ -17,7 +17,7 @@ func (a *Agent) reconcile(e *entry) {
 		return
 	}
 	a.note(e)
-	f := e.facts(a.newest(), a.cfg.Scope)
+	f := e.facts(a.sessions, a.cfg.Scope)
 	a.answerWaiters(e, f)
 	next := decide(f)
 	switch {
@@ -25,9 +25,10 @@ func (a *Agent) reconcile(e *entry) {
 		a.clean(e)
 	case next == actForget:
 		a.forget(e)
-	case e.stop != nil:
+	case e.stop != nil && next == e.delayed:
 		// Its timer will come.
 	default:
+		e.last = next
 		a.act(e, next)
 	}
 }
@@ -96,8 +97,6 @@ func (a *Agent) act(e *entry, next action) {
 		a.send(e)
 	case actEnable:
 		a.annotate(e, mesh.RedirectionEnabled)
-	case actPending:
-		a.annotate(e, mesh.RedirectionPending)
 	case actClear:
 		a.annotate(e, "")
 	case actRelease:
@@ -117,19 +116,20 @@ func (a *Agent) program(e *entry) {
 		err = a.records.save(e.record)
 	}
 	if err != nil {
-		a.finish(e, e.generation, fmt.Errorf("enrol %s: %w", e.name(), err), nil)
+		a.finish(e, outcome{"enrol", e.generation, err}, nil)
 		return
 	}
 	var migrateOn bool
-	a.do(e, func(context.Context) error {
+	a.do(e, "enrol", func(context.Context) error {
 		if err := redirect.Apply(ns.File(), a.redirectOptions()); err != nil {
-			return fmt.Errorf("enrol %s: %w", e.name(), err)
+			return err
 		}
 		migrateOn = setMigrate(ns, "0", "1")
 		return nil
 	}, func() {
 		e.stage, e.verified = stageProgrammed, true
 		a.metrics.reconciled("add")
+		a.cfg.Log.Info("pod enrolled", "pod", e.name(), "uid", e.uid)
 		if migrateOn {
 			e.record.MigrateWasOff = true
 			if err := a.records.save(e.record); err != nil {
@@ -141,15 +141,12 @@ func (a *Agent) program(e *entry) {
 
 func (a *Agent) annotate(e *entry, value string) {
 	pod := e.pod
-	a.do(e, func(ctx context.Context) error {
-		if err := a.cfg.Annotate(ctx, pod, value); err != nil {
-			return fmt.Errorf("annotate %s/%s: %w", pod.Namespace, pod.Name, err)
-		}
-		return nil
+	a.do(e, "annotate", func(ctx context.Context) error {
+		return a.cfg.Annotate(ctx, pod, value)
 	}, func() {
 		e.annotation = value
 		if value == "" && e.stage == stageReleased {
-			a.later(e, drainDelay)
+			a.later(e, actDrain, drainDelay)
 		}
 		a.cfg.Log.Info("pod annotated", "pod", e.name(), "redirection", value)
 	})
@@ -159,18 +156,15 @@ func (a *Agent) annotate(e *entry, value string) {
 func (a *Agent) release(e *entry) {
 	ns, err := e.open()
 	if err != nil {
-		a.finish(e, e.generation, fmt.Errorf("release %s: %w", e.name(), err), nil)
+		a.finish(e, outcome{"release", e.generation, err}, nil)
 		return
 	}
-	a.do(e, func(context.Context) error {
-		if err := redirect.Release(ns.File()); err != nil {
-			return fmt.Errorf("release %s: %w", e.name(), err)
-		}
-		return nil
+	a.do(e, "release", func(context.Context) error {
+		return redirect.Release(ns.File())
 	}, func() {
 		e.stage = stageReleased
 		if e.annotation == "" {
-			a.later(e, drainDelay)
+			a.later(e, actDrain, drainDelay)
 		}
 		a.metrics.reconciled("remove")
 		a.cfg.Log.Info("pod released", "pod", e.name(), "uid", e.uid)
@@ -184,13 +178,13 @@ var errDraining = errors.New("redirected connections are open")
 // again later when it has not.
 func (a *Agent) drain(e *entry) {
 	ns, migrateWasOff := e.ns, e.record.MigrateWasOff
-	a.do(e, func(context.Context) error {
+	a.do(e, "drain", func(context.Context) error {
 		n, err := redirect.Connections(ns.File())
 		if err != nil {
-			return fmt.Errorf("drain %s: %w", e.name(), err)
+			return err
 		}
 		if n > 0 {
-			return fmt.Errorf("drain %s: %d %w", e.name(), n, errDraining)
+			return errDraining
 		}
 		if migrateWasOff {
 			setMigrate(ns, "1", "0")
@@ -203,22 +197,33 @@ func (a *Agent) drain(e *entry) {
 	})
 }
 
-// do runs op beside the owner and then, in the owner, success.
-func (a *Agent) do(e *entry, op func(context.Context) error, success func()) {
+// outcome is how an operation that was begun in a generation of the namespace ended.
+type outcome struct {
+	what       string
+	generation int
+	err        error
+}
+
+// do runs op beside the owner and then, in the owner, success. op must not touch e.
+func (a *Agent) do(e *entry, what string, op func(context.Context) error, success func()) {
 	e.busy = true
 	generation := e.generation
 	a.work.Go(func() {
 		err := op(a.ctx)
-		a.post(func() { a.finish(e, generation, err, success) })
+		a.post(func() { a.finish(e, outcome{what, generation, err}, success) })
 	})
 }
 
-// finish takes the result of an operation and goes on, at once or later.
-func (a *Agent) finish(e *entry, generation int, err error, success func()) {
+// finish takes the outcome of an operation and goes on, at once or later.
+func (a *Agent) finish(e *entry, o outcome, success func()) {
 	e.busy = false
-	if e.generation != generation {
+	if e.generation != o.generation {
 		a.reconcile(e) // it was about a namespace that is gone
 		return
+	}
+	err := o.err
+	if err != nil {
+		err = fmt.Errorf("%s %s: %w", o.what, e.name(), err)
 	}
 	e.stopTimer()
 	e.err = err
@@ -237,12 +242,14 @@ func (a *Agent) finish(e *entry, generation int, err error, success func()) {
 			e.reply(err) // the runtime tries the whole pod again, with its own back-off
 		}
 	}
-	a.later(e, wait)
+	a.later(e, e.last, wait)
 	a.reconcile(e)
 }
 
-// later reconciles the pod after a while.
-func (a *Agent) later(e *entry, wait time.Duration) {
+// later holds one action back for a while; another one is not held up by it.
+func (a *Agent) later(e *entry, what action, wait time.Duration) {
+	e.stopTimer()
+	e.delayed = what
 	e.stop = a.cfg.AfterFunc(wait, func() {
 		a.post(func() {
 			e.stop = nil

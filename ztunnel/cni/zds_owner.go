@@ -70,15 +70,19 @@ func (a *Agent) addRequest(s *session, e *entry, then func(error)) request {
 
 // send hands the pod to the newest ztunnel.
 func (a *Agent) send(e *entry) {
-	s, generation := a.newest(), e.generation
+	if _, err := e.open(); err != nil {
+		a.finish(e, outcome{"enrol", e.generation, err}, nil)
+		return
+	}
+	s, generation := a.sessions[len(a.sessions)-1], e.generation
 	e.busy = true
 	queued := s.push(a.addRequest(s, e, func(err error) {
-		a.finish(e, generation, err, func() {
-			a.cfg.Log.Info("pod enrolled", "pod", e.name(), "uid", e.uid)
+		a.finish(e, outcome{"enrol", generation, err}, func() {
+			a.cfg.Log.Debug("ztunnel serves the pod", "pod", e.name(), "uid", e.uid)
 		})
 	}))
 	if !queued {
-		a.finish(e, generation, errSession, nil)
+		a.finish(e, outcome{"enrol", generation, errSession}, nil)
 	}
 }
 

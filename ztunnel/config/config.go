@@ -66,9 +66,10 @@ type Config struct {
 
 // ignored are variables of existing charts that this version does not honour.
 // The value is the one that needs no warning, since it asks for what we do.
-var ignored = map[string]string{ //nolint:gochecknoglobals // constant
-	"PROXY_WORKLOAD_INFO": "", "XDS_ON_DEMAND": "false", "LOCAL_XDS_PATH": "", "LOCAL_XDS": "", "PREFERED_SERVICE_NAMESPACE": "",
-	"UNSTABLE_ENABLE_SOCKS5": "false", "LOCALHOST_APP_TUNNEL": "", "USER_TIMEOUT_ENABLED": "false", "ZTUNNEL_WORKER_THREADS": "",
+var ignored = map[string]string{
+	"PROXY_WORKLOAD_INFO": "", "XDS_ON_DEMAND": "false", "LOCAL_XDS_PATH": "", "LOCAL_XDS": "",
+	"PREFERED_SERVICE_NAMESPACE": "", //nolint:misspell // as charts spell it
+	"UNSTABLE_ENABLE_SOCKS5":     "false", "LOCALHOST_APP_TUNNEL": "", "USER_TIMEOUT_ENABLED": "false", "ZTUNNEL_WORKER_THREADS": "",
 	"CRL_PATH": "", "TLS12_ENABLED": "false", "COMPLIANCE_POLICY": "", "AUTHZ_POLICY_INFO_LOGGING": "false", "PROXY_CONFIG": "",
 	"FAKE_CA": "false", "DNS_PROXY_ADDR": "", "ISTIO_META_DNS_CAPTURE": "false", "ISTIO_META_DNS_PROXY_ADDR": "",
 }
@@ -119,24 +120,24 @@ func (e *env) read() *Config {
 		SecretTTL: e.duration("SECRET_TTL", 24*time.Hour),
 		Metadata:  map[string]string{}, RawMetadata: map[string]json.RawMessage{},
 		ZDSSocket:  cmp.Or(e.values["INPOD_UDS"], mesh.ZDSSocketPath),
-		PacketMark: uint32(e.number("PACKET_MARK", uint64(mesh.MarkZtunnel), 32)), //nolint:gosec // 32 bits were asked for
-		PortReuse:  e.boolean("INPOD_PORT_REUSE", true), IPv6: e.boolean("IPV6_ENABLED", true),
-		ResponseBaggage: e.boolean("ENABLE_RESPONSE_BAGGAGE", true),
-		StreamWindow:    uint32(e.number("HTTP2_STREAM_WINDOW_SIZE", 4<<20, 31)),      //nolint:gosec // 31 bits
-		ConnWindow:      uint32(e.number("HTTP2_CONNECTION_WINDOW_SIZE", 16<<20, 31)), //nolint:gosec // 31 bits
-		FrameSize:       uint32(e.number("HTTP2_FRAME_SIZE", 1<<20, 24)),              //nolint:gosec // 24 bits
-		MaxStreams:      uint32(e.number("POOL_MAX_STREAMS_PER_CONNECTION", 100, 16)), //nolint:gosec // 16 bits
+		PacketMark: uint32(e.number("PACKET_MARK", uint64(mesh.MarkZtunnel), 32)),
+		PortReuse:  e.boolean("INPOD_PORT_REUSE"), IPv6: e.boolean("IPV6_ENABLED"),
+		ResponseBaggage: e.boolean("ENABLE_RESPONSE_BAGGAGE"),
+		StreamWindow:    uint32(e.number("HTTP2_STREAM_WINDOW_SIZE", 4<<20, 31)),
+		ConnWindow:      uint32(e.number("HTTP2_CONNECTION_WINDOW_SIZE", 16<<20, 31)),
+		FrameSize:       uint32(e.number("HTTP2_FRAME_SIZE", 1<<20, 24)),
+		MaxStreams:      uint32(e.number("POOL_MAX_STREAMS_PER_CONNECTION", 100, 16)),
 		PoolIdle:        e.duration("POOL_UNUSED_RELEASE_TIMEOUT", 5*time.Minute),
 		DrainTimeout:    e.drainTimeout(),
 		KeepAlive: net.KeepAliveConfig{
-			Enable: e.boolean("KEEPALIVE_ENABLED", true), Idle: e.duration("KEEPALIVE_TIME", 180*time.Second),
-			Interval: e.duration("KEEPALIVE_INTERVAL", 180*time.Second), Count: int(e.number("KEEPALIVE_RETRIES", 9, 16)), //nolint:gosec // 16 bits
+			Enable: e.boolean("KEEPALIVE_ENABLED"), Idle: e.duration("KEEPALIVE_TIME", 180*time.Second),
+			Interval: e.duration("KEEPALIVE_INTERVAL", 180*time.Second), Count: int(e.number("KEEPALIVE_RETRIES", 9, 16)),
 		},
 		LogLevel: cmp.Or(e.values["RUST_LOG"], "info"), LogFormat: e.values["LOG_FORMAT"],
 		AdminPort: mesh.PortAdmin, MetricsPort: mesh.PortMetrics, ReadinessPort: mesh.PortReadiness,
 	}
 	if e.values["ENABLE_ORIG_SRC"] != "" {
-		v := e.boolean("ENABLE_ORIG_SRC", true)
+		v := e.boolean("ENABLE_ORIG_SRC")
 		c.PreserveSource = &v
 	}
 	e.metadata(c)
@@ -148,7 +149,7 @@ func (e *env) refuse() {
 	if mode := e.values["PROXY_MODE"]; mode != "" && mode != "shared" {
 		e.fail("PROXY_MODE", fmt.Errorf("%q is not supported, only shared", mode))
 	}
-	if !e.boolean("ENABLE_PROXY", true) {
+	if !e.boolean("ENABLE_PROXY") {
 		e.fail("ENABLE_PROXY", errors.New("false leaves nothing to do"))
 	}
 	if e.values["LOG_FORMAT"] != "" && e.values["LOG_FORMAT"] != "json" && e.values["LOG_FORMAT"] != "plain" {
@@ -179,7 +180,7 @@ func (e *env) drainTimeout() time.Duration {
 	if e.values["TERMINATION_GRACE_PERIOD_SECONDS"] == "" {
 		return 5 * time.Second
 	}
-	s := time.Duration(e.number("TERMINATION_GRACE_PERIOD_SECONDS", 0, 31)) * time.Second //nolint:gosec // 31 bits
+	s := time.Duration(e.number("TERMINATION_GRACE_PERIOD_SECONDS", 0, 31)) * time.Second
 	if s > 10*time.Second {
 		return s - 5*time.Second
 	}
@@ -194,17 +195,16 @@ type env struct {
 
 func (e *env) fail(name string, err error) { e.errs = append(e.errs, fmt.Errorf("%s: %w", name, err)) }
 
-func (e *env) boolean(name string, preset bool) bool {
+// boolean reads a switch that is on unless it is turned off.
+func (e *env) boolean(name string) bool {
 	switch v := e.values[name]; v {
-	case "":
-		return preset
-	case "true":
+	case "", "true":
 		return true
 	case "false":
 		return false
 	default:
 		e.fail(name, fmt.Errorf("%q is neither true nor false", v))
-		return preset
+		return true
 	}
 }
 

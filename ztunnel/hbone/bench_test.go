@@ -1,6 +1,7 @@
 package hbone
 
 import (
+	"errors"
 	"io"
 	"testing"
 )
@@ -60,7 +61,7 @@ func BenchmarkOpen(b *testing.B) {
 	for b.Loop() {
 		s := e.open()
 		_ = s.CloseWrite()
-		if _, err := s.Read(make([]byte, 1)); err != io.EOF {
+		if _, err := s.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 			b.Fatal(err)
 		}
 		_ = s.Close()

@@ -253,7 +253,7 @@ func (c *conn) reserve(most uint32) (ok, live bool) {
 		return false, false
 	}
 	// At least one, else a pool would dial for ever; register knows better.
-	if uint32(len(c.streams)+c.reserved) >= max(min(most, c.peerMax), 1) { //nolint:gosec // counts of streams
+	if uint32(len(c.streams)+c.reserved) >= max(min(most, c.peerMax), 1) {
 		return false, true
 	}
 	c.reserved++
@@ -286,7 +286,7 @@ func (c *conn) register(s *Stream, reserved bool) (uint32, error) {
 		return 0, errUnprocessed
 	// "Endpoints MUST NOT exceed the limit set by their peer."
 	// https://www.rfc-editor.org/rfc/rfc9113#section-5.1.2
-	case uint32(len(c.streams)) >= c.peerMax: //nolint:gosec // a count of streams
+	case uint32(len(c.streams)) >= c.peerMax:
 		return 0, errNoRoom
 	}
 	s.id = c.nextID

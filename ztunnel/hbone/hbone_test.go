@@ -20,37 +20,49 @@ import (
 	"google.golang.org/grpc/test/bufconn"
 )
 
-// TestMain fails the run if a goroutine is left behind.
+// TestMain fails the run if a goroutine of the package is left behind.
 func TestMain(m *testing.M) {
-	before := runtime.NumGoroutine()
 	code := m.Run()
+	var left string
 	for range 200 {
-		if runtime.NumGoroutine() <= before {
+		if left = leaked(); left == "" {
 			os.Exit(code)
 		}
 		<-time.After(10 * time.Millisecond)
 	}
-	buf := make([]byte, 1<<20)
-	fmt.Fprintf(os.Stderr, "goroutines left behind:\n%s\n", buf[:runtime.Stack(buf, true)])
+	fmt.Fprintf(os.Stderr, "goroutines left behind:\n%s\n", left)
 	os.Exit(1)
+}
+
+// leaked returns the stacks of goroutines other than this one that run code of
+// the package.
+func leaked() string {
+	buf := make([]byte, 4<<20)
+	var left []string
+	for i, stack := range strings.Split(string(buf[:runtime.Stack(buf, true)]), "\n\n") {
+		if i > 0 && strings.Contains(stack, "ztunnel/hbone") {
+			left = append(left, stack)
+		}
+	}
+	return strings.Join(left, "\n\n")
 }
 
 // connPair returns two ends of a connection in memory, with buffers like those
 // of a socket.
-func connPair(t testing.TB) (client, server net.Conn) {
-	t.Helper()
+func connPair(tb testing.TB) (client, server net.Conn) {
+	tb.Helper()
 	l := bufconn.Listen(64 << 10)
 	accepted := make(chan net.Conn, 1)
 	go func() {
 		c, err := l.Accept()
 		if err != nil {
-			t.Errorf("accept: %v", err)
+			tb.Errorf("accept: %v", err)
 		}
 		accepted <- c
 	}()
 	client, err := l.Dial()
 	if err != nil {
-		t.Fatalf("dial: %v", err)
+		tb.Fatalf("dial: %v", err)
 	}
 	server = <-accepted
 	_ = l.Close()
@@ -65,20 +77,20 @@ type endpoints struct {
 	served chan error         // what Serve returned
 }
 
-func connect(t testing.TB, clientCfg, serverCfg Config, handle func(*Incoming)) *endpoints {
-	t.Helper()
-	client, server := connPair(t)
-	return connectOver(t, client, server, clientCfg, serverCfg, handle)
+func connect(tb testing.TB, clientCfg, serverCfg Config, handle func(*Incoming)) *endpoints {
+	tb.Helper()
+	client, server := connPair(tb)
+	return connectOver(tb, client, server, clientCfg, serverCfg, handle)
 }
 
-func connectOver(t testing.TB, client, server net.Conn, clientCfg, serverCfg Config, handle func(*Incoming)) *endpoints {
-	t.Helper()
+func connectOver(tb testing.TB, client, server net.Conn, clientCfg, serverCfg Config, handle func(*Incoming)) *endpoints {
+	tb.Helper()
 	ctx, stop := context.WithCancel(context.Background())
-	e := &endpoints{t: t, stop: stop, served: make(chan error, 1)}
+	e := &endpoints{t: tb, stop: stop, served: make(chan error, 1)}
 	go func() { e.served <- Serve(ctx, server, serverCfg, handle) }()
 	tunnel, err := NewTunnel(client, clientCfg)
 	if err != nil {
-		t.Fatalf("new tunnel: %v", err)
+		tb.Fatalf("new tunnel: %v", err)
 	}
 	e.tunnel = tunnel
 	return e
@@ -104,12 +116,13 @@ func (e *endpoints) open() *Stream {
 }
 
 // accepting returns a handler that accepts and passes the stream on.
-func accepting(t testing.TB) (handle func(*Incoming), streams chan *Stream) {
+func accepting(tb testing.TB) (handle func(*Incoming), streams chan *Stream) {
+	tb.Helper()
 	streams = make(chan *Stream, 1000)
 	return func(in *Incoming) {
 		s, err := in.Accept()
 		if err != nil {
-			t.Errorf("accept: %v", err)
+			tb.Errorf("accept: %v", err)
 			return
 		}
 		streams <- s
@@ -117,19 +130,18 @@ func accepting(t testing.TB) (handle func(*Incoming), streams chan *Stream) {
 }
 
 // echo sends back what it gets, then ends.
-func echo(t testing.TB) func(*Incoming) {
+func echo(tb testing.TB) func(*Incoming) {
+	tb.Helper()
 	return func(in *Incoming) {
 		s, err := in.Accept()
 		if err != nil {
 			return // the client has gone
 		}
-		defer s.Close()
+		defer func() { _ = s.Close() }()
 		if _, err := io.Copy(s, s); err != nil {
 			return
 		}
-		if err := s.CloseWrite(); err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
-			t.Logf("close write: %v", err)
-		}
+		_ = s.CloseWrite() // the client may have gone
 	}
 }
 
@@ -142,8 +154,9 @@ type peer struct {
 	enc   *hpack.Encoder
 }
 
-func newPeer(t testing.TB, conn net.Conn) *peer {
-	p := &peer{t: t, conn: conn, fr: http2.NewFramer(conn, conn)}
+func newPeer(tb testing.TB, conn net.Conn) *peer {
+	tb.Helper()
+	p := &peer{t: tb, conn: conn, fr: http2.NewFramer(conn, conn)}
 	p.fr.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
 	p.fr.AllowIllegalWrites = true
 	p.enc = hpack.NewEncoder(&p.block)
@@ -230,13 +243,13 @@ func (p *peer) next() string {
 }
 
 // scriptedClient is a peer at whose other end is Serve; the preface is done.
-func scriptedClient(t testing.TB, cfg Config, handle func(*Incoming)) (p *peer, stop context.CancelFunc, served chan error) {
-	t.Helper()
-	client, server := connPair(t)
+func scriptedClient(tb testing.TB, cfg Config, handle func(*Incoming)) (p *peer, stop context.CancelFunc, served chan error) {
+	tb.Helper()
+	client, server := connPair(tb)
 	ctx, stop := context.WithCancel(context.Background())
 	served = make(chan error, 1)
 	go func() { served <- Serve(ctx, server, cfg, handle) }()
-	p = newPeer(t, client)
+	p = newPeer(tb, client)
 	_, err := io.WriteString(client, http2.ClientPreface)
 	p.check(err)
 	p.check(p.fr.WriteSettings())
@@ -247,14 +260,14 @@ func scriptedClient(t testing.TB, cfg Config, handle func(*Incoming)) (p *peer, 
 }
 
 // scriptedServer is a peer at whose other end is a tunnel; the preface is done.
-func scriptedServer(t testing.TB, cfg Config, settings ...http2.Setting) (*peer, *Tunnel) {
-	t.Helper()
-	client, server := connPair(t)
+func scriptedServer(tb testing.TB, cfg Config, settings ...http2.Setting) (*peer, *Tunnel) {
+	tb.Helper()
+	client, server := connPair(tb)
 	tunnel, err := NewTunnel(client, cfg)
 	if err != nil {
-		t.Fatalf("new tunnel: %v", err)
+		tb.Fatalf("new tunnel: %v", err)
 	}
-	p := newPeer(t, server)
+	p := newPeer(tb, server)
 	preface := make([]byte, len(http2.ClientPreface))
 	_, err = io.ReadFull(server, preface)
 	p.check(err)
@@ -279,25 +292,25 @@ func opening(tunnel *Tunnel) func() (*Stream, error) {
 	return func() (*Stream, error) { r := <-done; return r.s, r.err }
 }
 
-func readAll(t testing.TB, what string, r io.Reader, want string) {
-	t.Helper()
+func readAll(tb testing.TB, what string, r io.Reader, want string) {
+	tb.Helper()
 	b, err := io.ReadAll(r)
 	if err != nil || string(b) != want {
-		t.Errorf("%s: got %q, %v, want %q", what, b, err, want)
+		tb.Errorf("%s: got %q, %v, want %q", what, b, err, want)
 	}
 }
 
-func write(t testing.TB, w io.Writer, text string) {
-	t.Helper()
+func write(tb testing.TB, w io.Writer, text string) {
+	tb.Helper()
 	if _, err := io.WriteString(w, text); err != nil {
-		t.Errorf("write %q: %v", text, err)
+		tb.Errorf("write %q: %v", text, err)
 	}
 }
 
-func closeWrite(t testing.TB, s *Stream) {
-	t.Helper()
+func closeWrite(tb testing.TB, s *Stream) {
+	tb.Helper()
 	if err := s.CloseWrite(); err != nil {
-		t.Errorf("close write: %v", err)
+		tb.Errorf("close write: %v", err)
 	}
 }
 
@@ -318,7 +331,7 @@ func TestRequestAndAnswer(t *testing.T) {
 					t.Errorf("accept: %v", err)
 					return
 				}
-				defer s.Close()
+				defer func() { _ = s.Close() }()
 				readAll(t, "server", s, fmt.Sprint(in.Request.Header))
 				write(t, s, "ok")
 				closeWrite(t, s)

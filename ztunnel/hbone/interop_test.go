@@ -15,25 +15,25 @@ import (
 )
 
 // tcpPair returns two ends of a TCP connection over loopback.
-func tcpPair(t testing.TB) (client, server net.Conn) {
-	t.Helper()
+func tcpPair(tb testing.TB) (client, server net.Conn) {
+	tb.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		t.Fatalf("listen: %v", err)
+		tb.Fatalf("listen: %v", err)
 	}
 	defer l.Close()
 	client, err = net.Dial("tcp", l.Addr().String())
 	if err != nil {
-		t.Fatalf("dial: %v", err)
+		tb.Fatalf("dial: %v", err)
 	}
 	server, err = l.Accept()
 	if err != nil {
-		t.Fatalf("accept: %v", err)
+		tb.Fatalf("accept: %v", err)
 	}
 	return client, server
 }
 
-const interopSize = 5 << 20
+const interopSize = 1 << 20
 
 // TestInteropTransport: the client is golang.org/x/net/http2's.
 func TestInteropTransport(t *testing.T) {
@@ -49,7 +49,7 @@ func TestInteropTransport(t *testing.T) {
 			echo(t)(in)
 		})
 	}()
-	cc, err := (&http2.Transport{}).NewClientConn(client)
+	cc, err := (&http2.Transport{}).NewClientConn(client) //nolint:staticcheck // that implementation is what we must work with
 	if err != nil {
 		t.Fatalf("client conn: %v", err)
 	}
@@ -98,23 +98,24 @@ func TestInteropServer(t *testing.T) {
 	client, server := tcpPair(t)
 	var serving sync.WaitGroup
 	serving.Go(func() {
-		(&http2.Server{}).ServeConn(server, &http2.ServeConnOpts{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			if r.Method != http.MethodConnect || r.Host != "10.0.0.1:80" {
-				w.WriteHeader(http.StatusServiceUnavailable)
-				return
-			}
-			w.Header().Set("seen", r.Header.Get("forwarded"))
-			w.WriteHeader(http.StatusOK)
-			_ = http.NewResponseController(w).Flush()
-			buf := make([]byte, 32<<10)
-			for {
-				n, err := r.Body.Read(buf)
-				if _, werr := w.Write(buf[:n]); werr != nil || err != nil {
+		(&http2.Server{}).ServeConn(server, //nolint:staticcheck // that implementation is what we must work with
+			&http2.ServeConnOpts{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if r.Method != http.MethodConnect || r.Host != "10.0.0.1:80" {
+					w.WriteHeader(http.StatusServiceUnavailable)
 					return
 				}
+				w.Header().Set("seen", r.Header.Get("forwarded"))
+				w.WriteHeader(http.StatusOK)
 				_ = http.NewResponseController(w).Flush()
-			}
-		})})
+				buf := make([]byte, 32<<10)
+				for {
+					n, err := r.Body.Read(buf)
+					if _, werr := w.Write(buf[:n]); werr != nil || err != nil {
+						return
+					}
+					_ = http.NewResponseController(w).Flush()
+				}
+			})})
 	})
 	tunnel, err := NewTunnel(client, Config{})
 	if err != nil {
@@ -129,7 +130,7 @@ func TestInteropServer(t *testing.T) {
 				t.Errorf("open: %v", err)
 				return
 			}
-			defer s.Close()
+			defer func() { _ = s.Close() }()
 			var sending sync.WaitGroup
 			sending.Go(func() {
 				if _, err := s.Write(payload); err != nil {

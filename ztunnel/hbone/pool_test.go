@@ -81,6 +81,7 @@ func finish(t *testing.T, s *Stream) {
 
 func TestPoolShares(t *testing.T) {
 	poolTest(t, Config{MaxStreams: 4}, Config{}, func(t *testing.T, p *Pool[string], d *dialer) {
+		t.Helper()
 		var all sync.WaitGroup
 		streams := make([]*Stream, 4)
 		for i := range streams {
@@ -109,6 +110,7 @@ func TestPoolShares(t *testing.T) {
 
 func TestPoolHeedsPeersLimit(t *testing.T) {
 	poolTest(t, Config{}, Config{MaxStreams: 2}, func(t *testing.T, p *Pool[string], d *dialer) {
+		t.Helper()
 		for range 4 {
 			poolOpen(t, p, "a")
 		}
@@ -120,6 +122,7 @@ func TestPoolHeedsPeersLimit(t *testing.T) {
 
 func TestPoolIdle(t *testing.T) {
 	poolTest(t, Config{IdleTimeout: time.Minute}, Config{}, func(t *testing.T, p *Pool[string], d *dialer) {
+		t.Helper()
 		s := poolOpen(t, p, "a")
 		time.Sleep(time.Hour)
 		finish(t, s)
@@ -148,6 +151,7 @@ func TestPoolIdle(t *testing.T) {
 // streams go on.
 func TestPoolSurvivesDraining(t *testing.T) {
 	poolTest(t, Config{}, Config{Grace: time.Hour}, func(t *testing.T, p *Pool[string], d *dialer) {
+		t.Helper()
 		running := poolOpen(t, p, "a")
 		d.servers[0]()
 		for range 10 {
@@ -188,6 +192,7 @@ func TestPoolSurvivesDeath(t *testing.T) {
 // TestPoolDeadTunnelIsForgotten even if nobody asks for its key again.
 func TestPoolDeadTunnelIsForgotten(t *testing.T) {
 	poolTest(t, Config{}, Config{}, func(t *testing.T, p *Pool[string], d *dialer) {
+		t.Helper()
 		s := poolOpen(t, p, "a")
 		_ = d.conns[0].Close()
 		if _, err := s.Read(make([]byte, 1)); err == nil {

@@ -196,7 +196,7 @@ func TestServerAgainstScript(t *testing.T) {
 				})
 				test.script(p)
 				_ = p.conn.Close()
-				<-served
+				t.Logf("serve: %v", <-served)
 			})
 		})
 	}
@@ -377,13 +377,13 @@ func TestCloseCodes(t *testing.T) {
 			id := uint32(2*i + 1)
 			p.headers(id, false, ":method", "CONNECT", ":authority", want.authority)
 			p.next()
-			for _, f := range strings.Split(want.frames, ",") {
+			for f := range strings.SplitSeq(want.frames, ",") {
 				kind, rest, _ := strings.Cut(f, " ")
 				p.want(want.authority, kind+" "+string('0'+rune(id))+" "+rest)
 			}
 		}
 		_ = p.conn.Close()
-		<-served
+		t.Logf("serve: %v", <-served)
 	})
 }
 
@@ -392,9 +392,9 @@ func TestClientAgainstScript(t *testing.T) {
 	t.Run("GOAWAY", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			p, tunnel := scriptedServer(t, Config{})
-			first, second := opening(tunnel), func() (*Stream, error) { return nil, nil }
+			first := opening(tunnel)
 			p.want("request", "HEADERS 1 CONNECT 10.0.0.1:80")
-			second = opening(tunnel)
+			second := opening(tunnel)
 			p.want("request", "HEADERS 3 CONNECT 10.0.0.1:80")
 			p.headers(1, false, ":status", "200")
 			s, err := first()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"syscall"
 	"time"
 
 	"golang.org/x/net/http2"
@@ -43,10 +44,21 @@ func Serve(ctx context.Context, conn net.Conn, cfg Config, handle func(*Incoming
 	c.wait()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if errors.Is(c.err, errPeerClosed) || errors.Is(c.err, errShutDown) {
+	if over(c.err) {
 		return nil
 	}
 	return c.err
+}
+
+// over reports whether err says no more than that one side has ended the
+// connection, be it in the middle of what the other was sending.
+func over(err error) bool {
+	for _, end := range []error{errPeerClosed, errShutDown, syscall.EPIPE, syscall.ECONNRESET, io.ErrClosedPipe} {
+		if errors.Is(err, end) {
+			return true
+		}
+	}
+	return false
 }
 
 // preface reads what every client sends first.

@@ -98,7 +98,7 @@ func (s *Stream) Write(p []byte) (int, error) {
 		if err != nil {
 			return sent, err
 		}
-		err = s.c.w.data(dataFrame{id: s.id, payload: p[sent : sent+n], queue: queue, stopped: s.mayWrite})
+		err = s.c.w.data(dataFrame{s: s, payload: p[sent : sent+n], queue: queue})
 		if err != nil {
 			s.c.giveBack(s, n)
 			return sent, err
@@ -109,11 +109,15 @@ func (s *Stream) Write(p []byte) (int, error) {
 }
 
 // mayWrite reports why Write must not go on.
-func (s *Stream) mayWrite() error {
+func (s *Stream) mayWrite() error { return s.stopped(false) }
+
+// stopped reports why a DATA frame must not be sent. A deadline does not keep
+// a stream from being ended.
+func (s *Stream) stopped(end bool) error {
 	if err := s.sendErr.Load(); err != nil {
 		return *err
 	}
-	if s.writeExpired.Load() {
+	if !end && s.writeExpired.Load() {
 		return os.ErrDeadlineExceeded
 	}
 	return nil
@@ -123,19 +127,13 @@ func (s *Stream) mayWrite() error {
 func (s *Stream) CloseWrite() error {
 	s.wmu.Lock()
 	defer s.wmu.Unlock()
-	stopped := func() error {
-		if err := s.sendErr.Load(); err != nil {
-			return *err
-		}
-		return nil
-	}
 	s.c.mu.Lock()
 	ended := s.localEnd
 	s.c.mu.Unlock()
 	if ended {
 		return nil
 	}
-	if err := s.c.w.data(dataFrame{id: s.id, end: true, stopped: stopped}); err != nil {
+	if err := s.c.w.data(dataFrame{s: s, end: true}); err != nil {
 		return err
 	}
 	s.ended(&s.localEnd)

@@ -79,7 +79,7 @@ func (s *Stream) credit(n int) {
 		return
 	}
 	s.mu.Lock()
-	s.owed += uint32(n) //nolint:gosec // at most the window
+	s.owed += uint32(n)
 	more := s.owed
 	if more < s.c.cfg.StreamWindow/4 || s.recvErr != nil {
 		s.mu.Unlock()

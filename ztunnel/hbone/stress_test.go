@@ -68,6 +68,7 @@ func TestStress(t *testing.T) {
 
 // transfer moves up to 300 KB from one end to the other.
 func transfer(t *testing.T, from, to *Stream, rnd *rand.Rand) {
+	t.Helper()
 	useWriteTo, wantSum, gotSum := rnd.IntN(2) == 0, sha256.New(), sha256.New()
 	readSize := 1 + rnd.IntN(20_000)
 	var reading sync.WaitGroup

@@ -145,14 +145,12 @@ type headerBlock struct {
 
 // A dataFrame is one DATA frame to write, its flow control settled.
 type dataFrame struct {
-	id      uint32
 	payload []byte
 	end     bool
 	// queue keeps the caller from writing itself, so that it can be stopped
 	// while the connection is stuck. The payload must then fit maxPending.
 	queue bool
-	// stopped reports why the frame must not be sent any more.
-	stopped func() error
+	s     *Stream // may stop the frame as long as it waits
 }
 
 // data writes f, or leaves it to whoever is writing if there is room. The
@@ -164,7 +162,7 @@ func (w *writer) data(f dataFrame) error {
 		if w.err != nil {
 			return w.err
 		}
-		if err := f.stopped(); err != nil {
+		if err := f.s.stopped(f.end); err != nil {
 			w.leave()
 			return err
 		}
@@ -258,7 +256,7 @@ func (w *writer) fail(err error) {
 	if w.err != nil {
 		return
 	}
-	w.err = err
+	w.err = &tunnelError{err}
 	w.pending = nil
 	w.turn.Broadcast()
 	w.flushes.Go(func() { w.failed(err) })
@@ -321,5 +319,5 @@ func appendDataHeader(b []byte, f dataFrame) []byte {
 		flags = http2.FlagDataEndStream
 	}
 	return append(b, byte(n>>16), byte(n>>8), byte(n), byte(http2.FrameData), byte(flags),
-		byte(f.id>>24), byte(f.id>>16), byte(f.id>>8), byte(f.id))
+		byte(f.s.id>>24), byte(f.s.id>>16), byte(f.s.id>>8), byte(f.s.id))
 }

@@ -342,5 +342,5 @@ func retryAfter(failures int) time.Duration {
 
 // jitter returns d ± a part of it.
 func jitter(d time.Duration, part float64) time.Duration {
-	return time.Duration(float64(d) * (1 - part + 2*part*rand.Float64())) //nolint:gosec // spreads load, hides nothing
+	return time.Duration(float64(d) * (1 - part + 2*part*rand.Float64()))
 }

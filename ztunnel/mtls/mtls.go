@@ -73,7 +73,7 @@ func ServerConfig(ctx context.Context, source Source) *tls.Config {
 		SessionTicketsDisabled: true,
 		// Tunnels carry bulk; small first records only cost.
 		DynamicRecordSizingDisabled: true,
-		ClientAuth:             tls.RequireAnyClientCert,
+		ClientAuth:                  tls.RequireAnyClientCert,
 		GetConfigForClient: func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 			both, cancel := context.WithCancelCause(hello.Context())
 			defer cancel(nil)
@@ -96,7 +96,7 @@ func serverConfig(c *Certificate) *tls.Config {
 		SessionTicketsDisabled: true,
 		// Tunnels carry bulk; small first records only cost.
 		DynamicRecordSizingDisabled: true,
-		ClientAuth:             tls.RequireAnyClientCert,
+		ClientAuth:                  tls.RequireAnyClientCert,
 		VerifyConnection: func(s tls.ConnectionState) error {
 			id, err := verify(s, c, x509.ExtKeyUsageClientAuth)
 			if err != nil {
@@ -149,13 +149,28 @@ func verifyChain(chain, roots []*x509.Certificate, usage x509.ExtKeyUsage) error
 	// Roots come with our certificate and are not per trust domain: the
 	// bundle is made for whatever domain the leaf claims, and callers compare
 	// the identity.
-	if _, _, err := x509svid.Verify(chain, bundleOf(id.TrustDomain(), roots)); err != nil {
+	_, paths, err := x509svid.Verify(chain, bundleOf(id.TrustDomain(), roots))
+	if err != nil {
 		return err
 	}
 	if !slices.Contains(chain[0].ExtKeyUsage, usage) {
 		return fmt.Errorf("certificate is not for %s", usageName(usage))
 	}
+	if !slices.ContainsFunc(paths, func(path []*x509.Certificate) bool { return permits(path, usage) }) {
+		return fmt.Errorf("an intermediate certificate is not for %s", usageName(usage))
+	}
 	return nil
+}
+
+// permits reports whether no intermediate of a path forbids usage.
+func permits(path []*x509.Certificate, usage x509.ExtKeyUsage) bool {
+	for _, cert := range path[1:] {
+		limited := len(cert.ExtKeyUsage)+len(cert.UnknownExtKeyUsage) > 0
+		if limited && !slices.Contains(cert.ExtKeyUsage, usage) && !slices.Contains(cert.ExtKeyUsage, x509.ExtKeyUsageAny) {
+			return false
+		}
+	}
+	return true
 }
 
 func bundleOf(td spiffeid.TrustDomain, roots []*x509.Certificate) *x509bundle.Bundle {

@@ -141,6 +141,6 @@ func (p *Proxy) lookUp(ctx context.Context, source *workload.Workload, to *plan.
 	if len(same) == 0 {
 		return &telemetry.Refusal{Reason: telemetry.UnknownDestination, Err: fmt.Errorf("hostname %s has no address", to.Resolve)}
 	}
-	to.NextHop = netip.AddrPortFrom(same[rand.IntN(len(same))], to.NextHop.Port()) //nolint:gosec // no secret
+	to.NextHop = netip.AddrPortFrom(same[rand.IntN(len(same))], to.NextHop.Port())
 	return nil
 }

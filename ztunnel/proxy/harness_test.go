@@ -28,6 +28,8 @@ func TestMain(m *testing.M) { netnstest.Main(m) }
 
 const patience = 20 * time.Second
 
+var noOptions = netns.DialOptions{}
+
 // world is a mesh of pods in network namespaces that one test builds.
 type world struct {
 	t     *testing.T
@@ -39,6 +41,7 @@ type world struct {
 }
 
 func newWorld(t *testing.T) *world {
+	t.Helper()
 	w := &world{t: t, store: workload.NewStore(""), ca: identitytest.New(t, "cluster.local"), hold: Hold{Arrival: patience, Policy: patience}}
 	issued := map[spiffe.ID]*mtls.Certificate{}
 	for _, name := range []string{"web", "shop", "other"} {
@@ -128,7 +131,7 @@ func (p *pod) serve(port uint16, app func(*net.TCPConn)) {
 
 // echo sends back what it reads, and ends when the client has ended.
 func echo(c *net.TCPConn) {
-	defer c.Close()
+	defer func() { _ = c.Close() }()
 	_, _ = io.Copy(c, c)
 }
 
@@ -141,7 +144,7 @@ func (p *pod) connect(carry func(*net.TCPConn)) *net.TCPConn {
 	if err != nil {
 		t.Fatalf("listen: %v", err)
 	}
-	defer l.Close()
+	defer func() { _ = l.Close() }()
 	c, err := p.NS.Dial(t.Context(), canonical(l.Addr()), netns.DialOptions{})
 	if err != nil {
 		t.Fatalf("dial: %v", err)

@@ -118,7 +118,7 @@ func forwardedHost(text string) string {
 func traceparent() string {
 	var id [24]byte
 	for i := range id {
-		id[i] = byte(rand.Uint32()) //nolint:gosec // no secret
+		id[i] = byte(rand.Uint32())
 	}
 	return "00-" + hex.EncodeToString(id[:16]) + "-" + hex.EncodeToString(id[16:]) + "-00"
 }

@@ -21,7 +21,7 @@ import (
 
 // acceptTunnel serves one mTLS connection to port 15008 and the streams on it.
 func (p *Proxy) acceptTunnel(conn *net.TCPConn) {
-	defer conn.Close()
+	defer release(conn)
 	open := p.cfg.Metrics.SocketsOpen[telemetry.Inbound]
 	open.Inc()
 	defer open.Dec()
@@ -101,13 +101,13 @@ func (p *Proxy) inbound(in *hbone.Incoming, a arrival) {
 		p.reject(in, err)
 		return
 	}
-	defer app.Close()
+	defer release(app)
 	var stream *hbone.Stream
 	if stream, err = in.Accept(p.responseHeader(local)...); err != nil {
 		err = tunnelError(err)
 		return
 	}
-	defer stream.Close()
+	defer release(stream)
 	c.end = both(stream, app)
 	defer p.enter(c, judged)()
 	err = p.join(c, stream, app, r)

@@ -26,7 +26,7 @@ func (p *Proxy) acceptOutbound(conn *net.TCPConn) {
 //  2. plan, connect, and on a failed connect plan and connect once more;
 //  3. join the ends.
 func (p *Proxy) outbound(conn *net.TCPConn, target netip.AddrPort) {
-	defer conn.Close()
+	defer release(conn)
 	open := p.cfg.Metrics.SocketsOpen[telemetry.Outbound]
 	open.Inc()
 	defer open.Dec()
@@ -45,7 +45,7 @@ func (p *Proxy) outbound(conn *net.TCPConn, target netip.AddrPort) {
 	if to, far, err = p.connect(p.life, source, client, target, r); err != nil {
 		return
 	}
-	defer far.Close()
+	defer release(far)
 	c := &connection{
 		direction: telemetry.Outbound, src: client, originalDst: target, actualDst: to.NextHop,
 		protocol: to.Protocol.String(), end: both(conn, far),
@@ -82,8 +82,7 @@ func (p *Proxy) connect(ctx context.Context, source *workload.Workload, client, 
 // elsewhere reports whether another endpoint may do better: this one could not
 // be connected to, or could not connect to its application.
 func elsewhere(err error) bool {
-	var status *hbone.StatusError
-	if errors.As(err, &status) {
+	if status, ok := errors.AsType[*hbone.StatusError](err); ok {
 		return status.Status == http.StatusServiceUnavailable
 	}
 	r := reasonOf(err)
@@ -112,11 +111,14 @@ func (p *Proxy) dial(ctx context.Context, source *workload.Workload, client neti
 }
 
 func tunnelError(err error) error {
-	var refused *telemetry.Refusal
-	if errors.As(err, &refused) {
+	if _, ok := errors.AsType[*telemetry.Refusal](err); ok {
 		return err
 	}
-	return &telemetry.Refusal{Reason: telemetry.TunnelFailure, Err: err}
+	reason := telemetry.TunnelFailure
+	if _, ok := errors.AsType[*hbone.StatusError](err); ok {
+		reason = telemetry.PeerRefused
+	}
+	return &telemetry.Refusal{Reason: reason, Err: err}
 }
 
 // planned fills in what the plan says of the other end and counts the

@@ -2,14 +2,13 @@ package proxy
 
 import (
 	"net"
+	"net/netip"
 
 	"github.com/ambit-mesh/ambit/ztunnel/netns"
 	"github.com/ambit-mesh/ambit/ztunnel/plan"
 	"github.com/ambit-mesh/ambit/ztunnel/rbac"
 	"github.com/ambit-mesh/ambit/ztunnel/telemetry"
 	"github.com/ambit-mesh/ambit/ztunnel/workload"
-
-	"net/netip"
 )
 
 // acceptPlain serves a plaintext connection to the pod that was captured.
@@ -20,7 +19,7 @@ func (p *Proxy) acceptPlain(conn *net.TCPConn) {
 // passthrough carries a plaintext connection to the application it was opened
 // to, if policies allow one without an identity (spec/ztunnel.md §3.8).
 func (p *Proxy) passthrough(conn *net.TCPConn, target netip.AddrPort) {
-	defer conn.Close()
+	defer release(conn)
 	open := p.cfg.Metrics.SocketsOpen[telemetry.Inbound]
 	open.Inc()
 	defer open.Dec()
@@ -50,7 +49,7 @@ func (p *Proxy) passthrough(conn *net.TCPConn, target netip.AddrPort) {
 	if app, err = p.dialApp(p.life, target, client.Addr()); err != nil {
 		return
 	}
-	defer app.Close()
+	defer release(app)
 	c.end = both(conn, app)
 	defer p.enter(c, judged)()
 	err = p.join(c, conn, app, r)

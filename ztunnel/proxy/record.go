@@ -5,10 +5,9 @@ import (
 	"errors"
 	"io"
 	"net"
+	"net/netip"
 	"syscall"
 	"time"
-
-	"net/netip"
 
 	"github.com/ambit-mesh/ambit/ztunnel/hbone"
 	"github.com/ambit-mesh/ambit/ztunnel/plan"
@@ -104,6 +103,9 @@ func (p *Proxy) join(c *connection, caller, target relay.Half, r *record) error 
 	return nil
 }
 
+// release closes what is done with; what matters of its end has been reported.
+func release(c io.Closer) { _ = c.Close() }
+
 // both returns a function that ends two halves at once.
 func both(a, b io.Closer) func() {
 	return func() {
@@ -153,8 +155,7 @@ func refusal(err error) error {
 
 // dialError names what an operator should look at when a connect fails.
 func dialError(err error, to netip.AddrPort) error {
-	var refused *telemetry.Refusal
-	if errors.As(err, &refused) {
+	if _, ok := errors.AsType[*telemetry.Refusal](err); ok {
 		return err
 	}
 	reason := telemetry.ConnectFailed

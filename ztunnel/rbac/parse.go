@@ -103,7 +103,7 @@ func (m *Match) prefixes(in []*security.Address, kind attribute) []netip.Prefix 
 		if mapped := ip.Unmap(); mapped != ip && bits >= 96 {
 			ip, bits = mapped, bits-96
 		}
-		if !ok || bits > uint32(ip.BitLen()) { //nolint:gosec // BitLen is 32 or 128
+		if !ok || bits > uint32(ip.BitLen()) {
 			m.unreadable |= kind
 			continue
 		}

@@ -14,11 +14,11 @@ import (
 	"github.com/ambit-mesh/ambit/apis/spiffe"
 )
 
-func identity(t testing.TB, text string) spiffe.ID {
-	t.Helper()
+func identity(tb testing.TB, text string) spiffe.ID {
+	tb.Helper()
 	id, err := spiffe.Parse(text)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return id
 }
@@ -27,9 +27,10 @@ func plaintext() Conn {
 	return Conn{Source: netip.MustParseAddr("10.0.0.1"), Destination: netip.MustParseAddrPort("10.0.0.2:80")}
 }
 
-func withIdentity(t testing.TB) Conn {
+func withIdentity(tb testing.TB) Conn {
+	tb.Helper()
 	c := plaintext()
-	c.Identity = identity(t, "spiffe://td/ns/web/sa/front")
+	c.Identity = identity(tb, "spiffe://td/ns/web/sa/front")
 	return c
 }
 
@@ -124,17 +125,29 @@ func TestOrder(t *testing.T) {
 		want     Verdict
 	}{
 		{"none", nil, Verdict{Allowed: true, Reason: "no ALLOW policy applies"}},
-		{"deny beats allow", []*Policy{policy("a", Allow, false, true), policy("d", Deny, false, true)},
-			Verdict{Policy: "n/d", Reason: "denied by DENY policy n/d, rule 0"}},
-		{"deny misses, allow hits", []*Policy{policy("d", Deny, false, false), policy("a", Allow, false, true)},
-			Verdict{Allowed: true, Policy: "n/a", Reason: "allowed by ALLOW policy n/a, rule 0"}},
+		{
+			"deny beats allow",
+			[]*Policy{policy("a", Allow, false, true), policy("d", Deny, false, true)},
+			Verdict{Policy: "n/d", Reason: "denied by DENY policy n/d, rule 0"},
+		},
+		{
+			"deny misses, allow hits",
+			[]*Policy{policy("d", Deny, false, false), policy("a", Allow, false, true)},
+			Verdict{Allowed: true, Policy: "n/a", Reason: "allowed by ALLOW policy n/a, rule 0"},
+		},
 		{"deny misses", []*Policy{policy("d", Deny, false, false)}, Verdict{Allowed: true, Reason: "no ALLOW policy applies"}},
 		{"allow misses", []*Policy{policy("a", Allow, false, false)}, Verdict{Reason: "no ALLOW policy matched"}},
 		{"allow without rules", []*Policy{{Namespace: "n", Name: "a"}}, Verdict{Reason: "no ALLOW policy matched"}},
-		{"dry deny", []*Policy{policy("d", Deny, true, true)},
-			Verdict{Allowed: true, Reason: "no ALLOW policy applies", DryRun: []Finding{{Policy: "n/d", Action: Deny}}}},
-		{"dry allow misses", []*Policy{policy("a", Allow, true, false)},
-			Verdict{Allowed: true, Reason: "no ALLOW policy applies", DryRun: []Finding{{Action: Deny}}}},
+		{
+			"dry deny",
+			[]*Policy{policy("d", Deny, true, true)},
+			Verdict{Allowed: true, Reason: "no ALLOW policy applies", DryRun: []Finding{{Policy: "n/d", Action: Deny}}},
+		},
+		{
+			"dry allow misses",
+			[]*Policy{policy("a", Allow, true, false)},
+			Verdict{Allowed: true, Reason: "no ALLOW policy applies", DryRun: []Finding{{Action: Deny}}},
+		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			got, _ := json.Marshal(Evaluate(tc.policies, c))
@@ -162,8 +175,10 @@ func TestUnreadableEntriesErrToTheSafeSide(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			for _, action := range []security.Action{security.Action_ALLOW, security.Action_DENY} {
-				p, err := Parse(&security.Authorization{Name: "p", Namespace: "n", Action: action,
-					Rules: []*security.Rule{{Clauses: []*security.Clause{{Matches: []*security.Match{tc.match}}}}}})
+				p, err := Parse(&security.Authorization{
+					Name: "p", Namespace: "n", Action: action,
+					Rules: []*security.Rule{{Clauses: []*security.Clause{{Matches: []*security.Match{tc.match}}}}},
+				})
 				if err != nil {
 					t.Fatal(err)
 				}

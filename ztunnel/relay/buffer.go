@@ -50,7 +50,7 @@ func (b *buffer) get() []byte {
 // used notes a read of n bytes. After a short one the connection may be about
 // to fall idle, and waits with a small buffer; a full one brings the size back.
 func (b *buffer) used(n int) {
-	b.moved += uint64(n) //nolint:gosec // never negative
+	b.moved += uint64(n)
 	switch {
 	case n == len(b.bytes):
 		b.want = 0

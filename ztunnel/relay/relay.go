@@ -39,7 +39,9 @@ type Counters struct {
 func Copy(caller, target Half, c *Counters) error {
 	r := &relay{caller: caller, target: target}
 	var back sync.WaitGroup
-	back.Go(func() { r.oneWay(direction{from: target, to: caller, names: [2]string{"target", "caller"}, count: &c.Received}) })
+	back.Go(func() {
+		r.oneWay(direction{from: target, to: caller, names: [2]string{"target", "caller"}, count: &c.Received})
+	})
 	r.oneWay(direction{from: caller, to: target, names: [2]string{"caller", "target"}, count: &c.Sent})
 	back.Wait()
 	// Both have been used to the end, or aborted: nothing is lost.

@@ -2,12 +2,11 @@ package telemetry
 
 import (
 	"net/http"
+	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
-
-	"strings"
 )
 
 // Metrics are the metrics of one ztunnel process, spec/ztunnel.md §8.1, on a

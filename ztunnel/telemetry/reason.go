@@ -29,7 +29,8 @@ const (
 	ConnectFailed
 	ConnectTimeout // maybe a NetworkPolicy blocks port 15008
 	TLSFailure
-	TunnelFailure // HTTP/2 or a CONNECT that was not answered by 200
+	TunnelFailure // HTTP/2
+	PeerRefused   // the CONNECT was answered with another status than 200; the peer's line says why
 
 	// After both ends were joined.
 	Broken   // reading or writing failed
@@ -38,7 +39,7 @@ const (
 
 type reasonText struct{ name, flag string }
 
-var reasonTexts = [...]reasonText{ //nolint:gochecknoglobals // constant
+var reasonTexts = [...]reasonText{
 	OK:                  {"", "-"},
 	SelfCall:            {"self-call", "CONNECT"},
 	UnknownSource:       {"unknown-source", "CONNECT"},
@@ -57,6 +58,7 @@ var reasonTexts = [...]reasonText{ //nolint:gochecknoglobals // constant
 	ConnectTimeout:      {"connect-timeout", "NETWORK_POLICY"},
 	TLSFailure:          {"tls-failure", "TLS_FAILURE"},
 	TunnelFailure:       {"tunnel-failure", "H2_HANDSHAKE_FAILURE"},
+	PeerRefused:         {"refused-by-peer", "CONNECT"},
 	Broken:              {"broken", "CONNECT"},
 	Shutdown:            {"shutdown", "CONNECT"},
 }

@@ -1,12 +1,13 @@
 package telemetry
 
 import (
+	"cmp"
+	"slices"
 	"sync"
 	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
-	"google.golang.org/protobuf/proto"
 )
 
 // Peer is one end of a connection in metric labels. Empty values read "unknown".
@@ -134,7 +135,7 @@ func newFamily(name, help string, counter func(*series) *atomic.Uint64) family {
 	return family{desc: prometheus.NewDesc(name, help, nil, nil), counter: counter}
 }
 
-var families = []family{ //nolint:gochecknoglobals // constant
+var families = []family{
 	newFamily("istio_tcp_connections_opened_total", "The total number of TCP connections opened.", func(s *series) *atomic.Uint64 { return &s.opened }),
 	newFamily("istio_tcp_connections_closed_total", "The total number of TCP connections closed.", func(s *series) *atomic.Uint64 { return &s.closed }),
 	newFamily("istio_tcp_received_bytes_total", "The size of total bytes received in TCP connections.", func(s *series) *atomic.Uint64 { return &s.received }),
@@ -179,11 +180,11 @@ func (s sample) Desc() *prometheus.Desc { return s.desc }
 // Write implements prometheus.Metric.
 func (s sample) Write(m *dto.Metric) error {
 	m.Label = s.labels
-	m.Counter = &dto.Counter{Value: proto.Float64(float64(s.value))}
+	m.Counter = &dto.Counter{Value: new(float64(s.value))}
 	return nil
 }
 
-// pairs lists the labels in the order of spec/ztunnel.md §8.1.
+// pairs lists the labels of spec/ztunnel.md §8.1.
 func (k *seriesKey) pairs() []*dto.LabelPair {
 	security := "unknown"
 	if k.MutualTLS {
@@ -219,6 +220,7 @@ func (k *seriesKey) pairs() []*dto.LabelPair {
 		out = append(out, pair("source_region", src.Region), pair("source_zone", src.Zone),
 			pair("destination_region", dst.Region), pair("destination_zone", dst.Zone))
 	}
+	slices.SortFunc(out, func(a, b *dto.LabelPair) int { return cmp.Compare(a.GetName(), b.GetName()) }) // as the registry wants them
 	return out
 }
 
@@ -226,5 +228,5 @@ func pair(name, value string) *dto.LabelPair {
 	if value == "" {
 		value = "unknown"
 	}
-	return &dto.LabelPair{Name: proto.String(name), Value: proto.String(value)}
+	return &dto.LabelPair{Name: new(name), Value: new(value)}
 }

@@ -50,7 +50,7 @@ func (w *Writer) Run(ctx context.Context) error {
 			w.closed.Do(func() { close(w.done) })
 			return w.flush()
 		}
-		if _, err := w.write(buf); err != nil {
+		if err := w.write(buf); err != nil {
 			return err
 		}
 	}
@@ -81,7 +81,7 @@ func (w *Writer) flush() error {
 	for {
 		select {
 		case q := <-w.queue:
-			if _, err := w.write(w.batch(nil, q)); err != nil {
+			if err := w.write(w.batch(nil, q)); err != nil {
 				return err
 			}
 		default:
@@ -90,10 +90,11 @@ func (w *Writer) flush() error {
 	}
 }
 
-func (w *Writer) write(b []byte) (int, error) {
+func (w *Writer) write(b []byte) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.out.Write(b)
+	_, err := w.out.Write(b)
+	return err
 }
 
 // Write queues one formatted line.
@@ -107,15 +108,13 @@ func (w *Writer) Access(l *AccessLine) { _ = w.put(queued{access: l}) }
 func (w *Writer) put(q queued) error {
 	select {
 	case <-w.done: // Run has ended
-		_, err := w.write(w.append(nil, q))
-		return err
+		return w.write(w.append(nil, q))
 	default:
 	}
 	select {
 	case w.queue <- q:
 		return nil
 	case <-w.done:
-		_, err := w.write(w.append(nil, q))
-		return err
+		return w.write(w.append(nil, q))
 	}
 }

@@ -100,7 +100,7 @@ func (w *Workload) parseEnums(m *api.Workload) error {
 	if t == nil {
 		return nil
 	}
-	w.AppTunnel = &AppTunnel{Port: uint16(t.GetPort())} //nolint:gosec // ports are cut to 16 bits, spec §4.4
+	w.AppTunnel = &AppTunnel{Port: uint16(t.GetPort())}
 	switch t.GetProtocol() {
 	case api.ApplicationTunnel_NONE:
 	case api.ApplicationTunnel_PROXY:
@@ -144,7 +144,7 @@ func compareKeys(a, b ServiceKey) int {
 func parsePorts(in []*api.Port) []Port {
 	out := make([]Port, 0, len(in))
 	for _, p := range in {
-		out = append(out, Port{Service: uint16(p.GetServicePort()), Target: uint16(p.GetTargetPort())}) //nolint:gosec // cut to 16 bits, spec §4.4
+		out = append(out, Port{Service: uint16(p.GetServicePort()), Target: uint16(p.GetTargetPort())})
 	}
 	slices.SortFunc(out, func(a, b Port) int { return cmp.Compare(a.Service, b.Service) })
 	return out
@@ -152,9 +152,9 @@ func parsePorts(in []*api.Port) []Port {
 
 func parseGateway(g *api.GatewayAddress) (*Gateway, error) {
 	if g == nil {
-		return nil, nil //nolint:nilnil // absent is a valid value of the field
+		return nil, nil // absent is a valid value of the field
 	}
-	out := &Gateway{Port: uint16(g.GetHboneMtlsPort())} //nolint:gosec // cut to 16 bits, spec §4.4
+	out := &Gateway{Port: uint16(g.GetHboneMtlsPort())}
 	switch d := g.GetDestination().(type) {
 	case *api.GatewayAddress_Address:
 		ip, ok := netip.AddrFromSlice(d.Address.GetAddress())
@@ -225,11 +225,11 @@ func (s *Service) parseAddresses(in []*api.NetworkAddress) error {
 			return fmt.Errorf("virtual address of %d bytes", len(a.GetAddress()))
 		}
 		ip = ip.Unmap()
-		if a.Length == nil || a.GetLength() == uint32(ip.BitLen()) { //nolint:gosec // 32 or 128
+		if a.Length == nil || a.GetLength() == uint32(ip.BitLen()) {
 			s.VIPs = append(s.VIPs, NetworkAddress{a.GetNetwork(), ip})
 			continue
 		}
-		if a.GetLength() > uint32(ip.BitLen()) { //nolint:gosec // 32 or 128
+		if a.GetLength() > uint32(ip.BitLen()) {
 			return fmt.Errorf("virtual address %s: prefix of %d bits is too long", ip, a.GetLength())
 		}
 		s.CIDRs = append(s.CIDRs, NetworkPrefix{a.GetNetwork(), netip.PrefixFrom(ip, int(a.GetLength())).Masked()})
@@ -261,7 +261,7 @@ func parseBalance(m *api.LoadBalancing) (Balance, error) {
 		if p < api.LoadBalancing_REGION || p > api.LoadBalancing_NETWORK {
 			return b, fmt.Errorf("unknown routing preference %d", p)
 		}
-		b.Preferences = append(b.Preferences, Scope(p-api.LoadBalancing_REGION)) //nolint:gosec // in range
+		b.Preferences = append(b.Preferences, Scope(p-api.LoadBalancing_REGION))
 	}
 	return b, nil
 }

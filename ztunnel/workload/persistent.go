@@ -12,7 +12,7 @@ import (
 // A batch owns the nodes that it created and changes those in place, so the
 // first push costs about what filling a map costs.
 
-var hashSeed = maphash.MakeSeed() //nolint:gochecknoglobals // constant of the process
+var hashSeed = maphash.MakeSeed()
 
 const (
 	trieBits  = 5

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -279,25 +280,30 @@ func (u *update) stage(key ServiceKey, uid string, e *Endpoint) {
 // finish merges the endpoint changes and returns the new version.
 func (u *update) finish() *Snapshot {
 	for key, changes := range u.endpoints {
-		old := u.s.endpoints.at(key)
-		list := make([]Endpoint, 0, len(old)+len(changes))
-		for _, e := range old {
-			if _, changed := changes[e.Workload.UID]; !changed {
-				list = append(list, e)
-			}
-		}
-		for _, e := range changes {
-			if e != nil {
-				list = append(list, *e)
-			}
-		}
+		list := merge(u.s.endpoints.at(key), changes)
 		if len(list) == 0 {
 			u.s.endpoints.remove(u.b, key)
 			continue
 		}
-		slices.SortFunc(list, func(a, b Endpoint) int { return cmp.Compare(a.Workload.UID, b.Workload.UID) })
 		u.s.endpoints.set(u.b, key, list)
 	}
 	s := u.s
 	return &s
+}
+
+// merge returns a sorted list with changes applied. What lies between two
+// changes is copied as a whole.
+func merge(old []Endpoint, changes map[string]*Endpoint) []Endpoint {
+	list := make([]Endpoint, 0, len(old)+len(changes))
+	for _, uid := range slices.Sorted(maps.Keys(changes)) {
+		i, found := slices.BinarySearchFunc(old, uid, func(e Endpoint, uid string) int { return cmp.Compare(e.Workload.UID, uid) })
+		list, old = append(list, old[:i]...), old[i:]
+		if found {
+			old = old[1:]
+		}
+		if e := changes[uid]; e != nil {
+			list = append(list, *e)
+		}
+	}
+	return append(list, old...)
 }

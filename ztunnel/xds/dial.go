@@ -101,8 +101,7 @@ func (r *rootFile) ClientHandshake(ctx context.Context, authority string, conn n
 	}
 	tlsConn, info, err := credentials.NewTLS(cfg).ClientHandshake(ctx, authority, conn)
 	if err != nil {
-		var unknown x509.UnknownAuthorityError
-		if errors.As(err, &unknown) {
+		if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
 			return nil, nil, fmt.Errorf("server's certificate is not from a root in %s: %w", r.path, err)
 		}
 		return nil, nil, err
@@ -120,12 +119,13 @@ func (r *rootFile) acceptAlt(cfg *tls.Config) {
 			opts.Intermediates.AddCert(cert)
 		}
 		_, err := s.PeerCertificates[0].Verify(opts)
-		var name x509.HostnameError
-		if errors.As(err, &name) {
-			opts.DNSName = r.alt
-			if _, altErr := s.PeerCertificates[0].Verify(opts); altErr == nil {
-				return nil
-			}
+		if _, ok := errors.AsType[x509.HostnameError](err); !ok {
+			return err
+		}
+		opts.DNSName = r.alt
+		_, altErr := s.PeerCertificates[0].Verify(opts)
+		if _, ok := errors.AsType[x509.HostnameError](altErr); !ok {
+			return altErr // good, or bad for another reason
 		}
 		return err
 	}
@@ -138,7 +138,7 @@ func (r *rootFile) ServerHandshake(net.Conn) (net.Conn, credentials.AuthInfo, er
 
 // Info implements [credentials.TransportCredentials].
 func (r *rootFile) Info() credentials.ProtocolInfo {
-	return credentials.ProtocolInfo{SecurityProtocol: "tls", ServerName: r.host}
+	return credentials.ProtocolInfo{SecurityProtocol: "tls"}
 }
 
 // Clone implements [credentials.TransportCredentials].

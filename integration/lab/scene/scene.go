@@ -108,9 +108,10 @@ func (s *Scene) Label(kind, name, label, value string) error {
 	if err != nil {
 		return err
 	}
-	documents := strings.Split(string(data), "\n---\n")
+	const separator = "---\n"
+	documents := strings.Split(string(data), separator)
 	for i, document := range documents {
-		if !strings.Contains(document, "\nkind: "+kind+"\n") && !strings.HasPrefix(document, "kind: "+kind+"\n") {
+		if !strings.Contains(document, "\nkind: "+kind+"\n") {
 			continue
 		}
 		head := "metadata:\n  name: " + name + "\n"
@@ -124,7 +125,7 @@ func (s *Scene) Label(kind, name, label, value string) error {
 			document = strings.Replace(document, head, head+"  labels:\n"+line, 1)
 		}
 		documents[i] = document
-		return s.Add("bookinfo.yaml", strings.Join(documents, "\n---\n"))
+		return s.Add("bookinfo.yaml", strings.Join(documents, separator))
 	}
 	return fmt.Errorf("bookinfo.yaml has no %s %s", kind, name)
 }

@@ -40,13 +40,13 @@ type CA struct {
 }
 
 // New makes an authority with a root that is valid for ten years.
-func New(t testing.TB, trustDomain string) *CA {
-	t.Helper()
-	ca := &CA{TrustDomain: trustDomain, t: t, key: Key(t)}
+func New(tb testing.TB, trustDomain string) *CA {
+	tb.Helper()
+	ca := &CA{TrustDomain: trustDomain, t: tb, key: Key(tb)}
 	root := authority(trustDomain, "root", 10)
 	cert, err := ca.sign(root, root, ca.key.Public(), ca.key)
 	if err != nil {
-		t.Fatalf("make root: %v", err)
+		tb.Fatalf("make root: %v", err)
 	}
 	ca.cert = cert
 	return ca
@@ -132,11 +132,11 @@ func (ca *CA) Intermediate() *CA {
 }
 
 // Key makes a private key.
-func Key(t testing.TB) *ecdsa.PrivateKey {
-	t.Helper()
+func Key(tb testing.TB) *ecdsa.PrivateKey {
+	tb.Helper()
 	key, err := newKey()
 	if err != nil {
-		t.Fatalf("make key: %v", err)
+		tb.Fatalf("make key: %v", err)
 	}
 	return key
 }

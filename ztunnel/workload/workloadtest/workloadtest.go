@@ -17,8 +17,8 @@ import (
 )
 
 // Resource wraps a message for xDS: a Workload, a Service or an Authorization.
-func Resource(t testing.TB, m proto.Message) *discoveryv3.Resource {
-	t.Helper()
+func Resource(tb testing.TB, m proto.Message) *discoveryv3.Resource {
+	tb.Helper()
 	r := &discoveryv3.Resource{}
 	url := mesh.TypeAddress
 	switch v := m.(type) {
@@ -29,11 +29,11 @@ func Resource(t testing.TB, m proto.Message) *discoveryv3.Resource {
 	case *security.Authorization:
 		r.Name, url = v.GetNamespace()+"/"+v.GetName(), mesh.TypeAuthorization
 	default:
-		t.Fatalf("%T is no resource", m)
+		tb.Fatalf("%T is no resource", m)
 	}
 	data, err := proto.Marshal(m)
 	if err != nil {
-		t.Fatalf("marshal %s: %v", r.GetName(), err)
+		tb.Fatalf("marshal %s: %v", r.GetName(), err)
 	}
 	r.Resource = &anypb.Any{TypeUrl: url, Value: data}
 	return r
@@ -41,36 +41,36 @@ func Resource(t testing.TB, m proto.Message) *discoveryv3.Resource {
 
 // Apply gives messages to a store, addresses in one response and policies in
 // another. A rejection fails the test.
-func Apply(t testing.TB, s *workload.Store, messages ...proto.Message) {
-	t.Helper()
+func Apply(tb testing.TB, s *workload.Store, messages ...proto.Message) {
+	tb.Helper()
 	var addresses, policies []*discoveryv3.Resource
 	for _, m := range messages {
 		if _, ok := m.(*security.Authorization); ok {
-			policies = append(policies, Resource(t, m))
+			policies = append(policies, Resource(tb, m))
 		} else {
-			addresses = append(addresses, Resource(t, m))
+			addresses = append(addresses, Resource(tb, m))
 		}
 	}
 	if len(addresses) > 0 {
-		accepted(t, s.ApplyAddresses(addresses, nil))
+		accepted(tb, s.ApplyAddresses(addresses, nil))
 	}
 	if len(policies) > 0 {
-		accepted(t, s.ApplyAuthorizations(policies, nil))
+		accepted(tb, s.ApplyAuthorizations(policies, nil))
 	}
 }
 
 // Snapshot returns a snapshot that holds messages, on a node without a name.
-func Snapshot(t testing.TB, messages ...proto.Message) *workload.Snapshot {
-	t.Helper()
+func Snapshot(tb testing.TB, messages ...proto.Message) *workload.Snapshot {
+	tb.Helper()
 	s := workload.NewStore("")
-	Apply(t, s, messages...)
+	Apply(tb, s, messages...)
 	return s.Snapshot()
 }
 
-func accepted(t testing.TB, rejected map[string]error) {
-	t.Helper()
+func accepted(tb testing.TB, rejected map[string]error) {
+	tb.Helper()
 	for name, err := range rejected {
-		t.Errorf("%s rejected: %v", name, err)
+		tb.Errorf("%s rejected: %v", name, err)
 	}
 }
 

@@ -1,0 +1,244 @@
+package telemetry
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http/httptest"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+func fullLine() AccessLine {
+	return AccessLine{
+		Time:    time.Date(2026, 9, 3, 10, 11, 12, 345678000, time.UTC),
+		SrcAddr: netip.MustParseAddrPort("10.1.0.7:51422"), SrcWorkload: "web-5c9f-abcde", SrcNamespace: "web",
+		SrcIdentity: "spiffe://cluster.local/ns/web/sa/frontend", SrcCluster: "Kubernetes",
+		DstAddr: netip.MustParseAddrPort("10.1.2.9:15008"), DstHBONEAddr: "10.1.2.9:9080", DstService: "cart.shop.svc.cluster.local",
+		DstWorkload: "cart-77b-k2p4q", DstNamespace: "shop", DstIdentity: "spiffe://cluster.local/ns/shop/sa/cart", DstCluster: "Kubernetes",
+		Direction: Outbound, Sent: 120, Received: 2048, Duration: 21*time.Millisecond + 900*time.Microsecond,
+	}
+}
+
+func TestAccessLine(t *testing.T) {
+	full := fullLine()
+	failed := full
+	failed.Err = &Refusal{Reason: PolicyDenied, Err: errors.New(`denied "here"`)}
+	early := full
+	early.Early, early.Err = true, &Refusal{Reason: WaypointUnavailable}
+	hostname := full
+	hostname.DstHBONEAddr = "cart.shop:80"
+	sparse := AccessLine{Time: full.Time, SrcAddr: full.SrcAddr, DstAddr: full.DstAddr}
+	const head, dst = "2026-09-03T10:11:12.345678Z\t", "dst.addr=10.1.2.9:15008 "
+	const src = `src.addr=10.1.0.7:51422 src.workload="web-5c9f-abcde" src.namespace="web" src.identity="spiffe://cluster.local/ns/web/sa/frontend" src.cluster="Kubernetes" `
+	const rest = `dst.service="cart.shop.svc.cluster.local" dst.workload="cart-77b-k2p4q" dst.namespace="shop" ` +
+		`dst.identity="spiffe://cluster.local/ns/shop/sa/cart" dst.cluster="Kubernetes" direction="outbound" bytes_sent=120 bytes_recv=2048 duration="21ms"`
+	for _, tc := range []struct {
+		name   string
+		line   AccessLine
+		format Format
+		want   string
+	}{
+		{"text", full, Text, head + "info\taccess\tconnection complete\t" + src + dst + "dst.hbone_addr=10.1.2.9:9080 " + rest},
+		{"failed", failed, Text, head + "error\taccess\tconnection complete\t" + src + dst + "dst.hbone_addr=10.1.2.9:9080 " + rest + ` error="policy-denied: denied \"here\""`},
+		{"early", early, Text, head + "warn\taccess\tconnection failed\tsrc.addr=10.1.0.7:51422 " + dst + `direction="outbound" error="waypoint-unavailable"`},
+		{"authority is a hostname", hostname, Text, head + "info\taccess\tconnection complete\t" + src + dst + `dst.hbone_addr="cart.shop:80" ` + rest},
+		{"unknown fields are left out", sparse, Text, head + "info\taccess\tconnection complete\tsrc.addr=10.1.0.7:51422 " + dst + `direction="inbound" bytes_sent=0 bytes_recv=0 duration="0ms"`},
+		{"json", full, JSON, `{"level":"info","time":"2026-09-03T10:11:12.345678Z","scope":"access","message":"connection complete","src.addr":"10.1.0.7:51422",` +
+			`"src.workload":"web-5c9f-abcde","src.namespace":"web","src.identity":"spiffe://cluster.local/ns/web/sa/frontend","src.cluster":"Kubernetes",` +
+			`"dst.addr":"10.1.2.9:15008","dst.hbone_addr":"10.1.2.9:9080","dst.service":"cart.shop.svc.cluster.local","dst.workload":"cart-77b-k2p4q",` +
+			`"dst.namespace":"shop","dst.identity":"spiffe://cluster.local/ns/shop/sa/cart","dst.cluster":"Kubernetes","direction":"outbound",` +
+			`"bytes_sent":120,"bytes_recv":2048,"duration":"21ms"}`},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			if got := string(tc.line.append(nil, tc.format)); got != tc.want+"\n" {
+				t.Errorf("got  %q\nwant %q", got, tc.want+"\n")
+			}
+		})
+	}
+}
+
+func TestLogger(t *testing.T) {
+	var out bytes.Buffer
+	levels, err := NewLevels("warn,xds=debug,hickory_server::server=off,nonsense")
+	if err != nil {
+		t.Fatal(err)
+	}
+	log := NewLogger(&out, Text, levels)
+	log.Info("hidden")
+	log.Warn("line\tone", KeyError, errors.New(`a "b"`), KeyCount, 3, "group", slog.GroupValue(slog.Bool("x", true)))
+	log.With(KeyScope, "xds", KeyType, "t").Debug("shown", "d", 2*time.Second)
+	lines := strings.Split(out.String(), "\n")
+	for i, want := range []string{"\twarn\tambit\tline one\terror=\"a \\\"b\\\"\" count=3 group.x=true", "\tdebug\txds\tshown\ttype=\"t\" d=\"2s\"", ""} {
+		if !strings.HasSuffix(lines[i], want) {
+			t.Errorf("line %d: %q, want …%q", i, lines[i], want)
+		}
+	}
+	out.Reset()
+	NewLogger(&out, JSON, levels).Error("x", "n", 1.5)
+	var got map[string]any
+	if err := json.Unmarshal(out.Bytes(), &got); err != nil || got["n"] != 1.5 || got["level"] != "error" {
+		t.Errorf("%s: %v", out.String(), err)
+	}
+}
+
+func TestLevels(t *testing.T) {
+	l, err := NewLevels("info")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, step := range []struct {
+		add  string
+		want string
+		bad  bool
+	}{{"debug", "debug", false}, {"xds=warn,proxy=off", "debug,proxy=off,xds=warn", false}, {"xds", "debug,proxy=off,xds=warn", true}, {"xds=loud", "debug,proxy=off,xds=warn", true}} {
+		if err := l.Add(step.add, false); (err != nil) != step.bad || l.String() != step.want {
+			t.Errorf("after %s: %s, %v; want %s", step.add, l, err, step.want)
+		}
+	}
+	if l.Reset(); l.String() != "info" {
+		t.Errorf("after reset: %s", l)
+	}
+}
+
+func TestTrafficIsCountedWhileConnectionsAreOpen(t *testing.T) {
+	m := NewMetrics("1.2.3")
+	received, sent := uint64(10), uint64(20)
+	l := Labels{Direction: Inbound, Source: Peer{Known: true, Workload: "web"}, Service: "s.example", MutualTLS: true}
+	c := m.Traffic.Open(l, func() (uint64, uint64) { return received, sent })
+	unknown := m.Traffic.Open(Labels{Direction: Outbound}, nil)
+	want := func(value string, parts ...string) {
+		t.Helper()
+		for line := range strings.SplitSeq(scrape(m, ""), "\n") {
+			found := strings.HasSuffix(line, " "+value)
+			for _, p := range parts {
+				found = found && strings.Contains(line, p)
+			}
+			if found {
+				return
+			}
+		}
+		t.Errorf("no sample %v with value %s in\n%s", parts, value, scrape(m, ""))
+	}
+	want("1.0", "istio_tcp_connections_opened_total{", `reporter="destination"`, `source_region="unknown"`, `destination_workload="unknown"`, `response_flags="-"`)
+	want("10.0", "istio_tcp_received_bytes_total{", `connection_security_policy="mutual_tls"`)
+	received = 15
+	want("15.0", "istio_tcp_received_bytes_total{", `destination_service="s.example"`)
+	c.Close(PolicyDenied)
+	want("20.0", "istio_tcp_sent_bytes_total{", `response_flags="-"`)
+	want("1.0", "istio_tcp_connections_closed_total{", `response_flags="DENY"`)
+	want("1.0", "istio_tcp_connections_failed_total{", `response_flags="DENY"`)
+	unknown.Close(OK)
+	want("1.0", "istio_tcp_connections_closed_total{", `reporter="source"`, `response_flags="-"`)
+	want("1.0", `istio_build{component="ztunnel",tag="1.2.3"}`)
+	for line := range strings.SplitSeq(scrape(m, ""), "\n") {
+		if strings.Contains(line, `reporter="source"`) && strings.Contains(line, "source_region") {
+			t.Errorf("locality of two unknown ends: %s", line)
+		}
+	}
+}
+
+func scrape(m *Metrics, accept string) string {
+	r := httptest.NewRequest("GET", "/metrics", nil)
+	r.Header.Set("Accept", accept)
+	w := httptest.NewRecorder()
+	m.Handler().ServeHTTP(w, r)
+	return w.Header().Get("Content-Type") + "\n" + w.Body.String()
+}
+
+func TestExposition(t *testing.T) {
+	m := NewMetrics("")
+	m.Observe(XDSStats{Terminations: func() map[string]uint64 { return map[string]uint64{"Reconnect": 2} }})
+	m.Traffic.Open(Labels{}, nil)
+	text := scrape(m, "")
+	for _, want := range []string{
+		"text/plain; charset=utf-8\n", "# EOF", "# TYPE istio_tcp_connections_opened counter", `istio_xds_connection_terminations_total{reason="Reconnect"} 2.0`,
+		"# TYPE workload_manager_active_proxy_count gauge", "workload_manager_proxies_started_total 0.0", `istio_tcp_sockets_open{reporter="source"} 0.0`, "process_open_fds ",
+	} {
+		if !strings.Contains(text, want) {
+			t.Errorf("exposition lacks %q", want)
+		}
+	}
+	if got := scrape(m, "application/openmetrics-text; version=1.0.0"); !strings.HasPrefix(got, "application/openmetrics-text;charset=utf-8;version=1.0.0\n") {
+		t.Errorf("content type: %.80s", got)
+	}
+	for line := range strings.SplitSeq(text, "\n") {
+		if strings.HasPrefix(line, "# HELP istio_tcp_connections_failed") && !strings.Contains(line, "unstable") {
+			t.Errorf("not marked unstable: %s", line)
+		}
+	}
+}
+
+func TestReasonsAreComplete(t *testing.T) {
+	if len(reasonTexts) != int(Shutdown)+1 {
+		t.Fatalf("%d texts for %d reasons", len(reasonTexts), Shutdown+1)
+	}
+	for r := OK + 1; r <= Shutdown; r++ {
+		if r.String() == "" || r.Flag() == "" || r.Flag() == "-" {
+			t.Errorf("reason %d: %q, flag %q", r, r, r.Flag())
+		}
+	}
+}
+
+// gate is an output that lets nothing pass until it is opened.
+type gate struct {
+	open chan struct{}
+	mu   sync.Mutex
+	bytes.Buffer
+}
+
+func (g *gate) Write(b []byte) (int, error) {
+	<-g.open
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.Buffer.Write(b)
+}
+
+func TestWriterHoldsCallersBackAndLosesNothing(t *testing.T) {
+	g := &gate{open: make(chan struct{})}
+	w := NewWriter(g, Text)
+	ctx, cancel := context.WithCancel(t.Context())
+	ran := make(chan error, 1)
+	go func() { ran <- w.Run(ctx) }()
+	const lines = queuedLines + 500
+	written := make(chan struct{})
+	go func() {
+		defer close(written)
+		for i := range lines {
+			_, _ = fmt.Fprintf(w, "%d\n", i)
+		}
+	}()
+	select {
+	case <-written:
+		t.Error("more lines were taken than the queue holds")
+	default:
+	}
+	close(g.open)
+	<-written
+	l := fullLine()
+	w.Access(&l)
+	cancel()
+	if err := <-ran; err != nil {
+		t.Error(err)
+	}
+	_, _ = w.Write([]byte("late\n"))
+	got := strings.Split(g.String(), "\n")
+	if len(got) != lines+3 || got[0] != "0" || got[lines-1] != fmt.Sprint(lines-1) || !strings.Contains(got[lines], "\taccess\t") || got[lines+1] != "late" {
+		t.Errorf("%d lines, want %d", len(got), lines+3)
+	}
+}
+
+func BenchmarkConnection(b *testing.B) {
+	traffic := NewTraffic()
+	l := Labels{Source: Peer{Workload: "a"}, Destination: Peer{Workload: "b"}}
+	b.ReportAllocs()
+	for b.Loop() {
+		traffic.Open(l, nil).Close(OK)
+	}
+}

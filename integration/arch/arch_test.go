@@ -81,13 +81,12 @@ var imports = map[string][]string{
 	"install/samples/bookinfo/app":   {},
 	"install/samples/bookinfo/cmd/*": {"install/samples/bookinfo/app"},
 
-	"integration/arch":           {},
-	"integration/demo":           {"integration/lab", "integration/lab/scene"},
-	"integration/e2e":            {},
-	"integration/lab":            {},
-	"integration/lab/cmd/lab":    {"integration/lab"},
-	"integration/lab/scene":      {"integration/lab", "install/samples/bookinfo"},
-	"integration/lab/testdata/*": {},
+	"integration/arch":        {},
+	"integration/demo":        {"integration/lab", "integration/lab/scene"},
+	"integration/e2e":         {},
+	"integration/lab":         {},
+	"integration/lab/cmd/lab": {"integration/lab"},
+	"integration/lab/scene":   {"integration/lab", "install/samples/bookinfo"},
 }
 
 // goPackage is what go list tells of a package.

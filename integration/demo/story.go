@@ -230,7 +230,7 @@ func (d *demo) checkIdentities(ctx context.Context) error {
 // fields picks fields out of a line of key=value pairs.
 func fields(line string, keys ...string) string {
 	var found []string
-	for _, word := range strings.Fields(line) {
+	for word := range strings.FieldsSeq(line) {
 		key, _, _ := strings.Cut(word, "=")
 		if slices.Contains(keys, key) {
 			found = append(found, word)

@@ -249,6 +249,12 @@ func (d *demo) observe(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	// A connection is logged when it ends, and the waypoint keeps its own for
+	// more requests, until the route that leads there is gone.
+	d.command("kubectl delete -f %s", httpRoute)
+	if err := d.Remove(httpRoute); err != nil {
+		return err
+	}
 	source, err := d.ztunnelLine(ctx, `direction="outbound"`, `src.workload="curl-`, `dst.service="reviews.bookinfo`)
 	if err != nil {
 		return err

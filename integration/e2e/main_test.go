@@ -32,13 +32,17 @@ func run(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	defer os.RemoveAll(dir)
 	programs = dir
+	code := 1
 	if err := build(dir); err != nil {
 		fmt.Fprintln(os.Stderr, "building the programs:", err)
-		return 1
+	} else {
+		code = m.Run()
 	}
-	return m.Run()
+	if err := os.RemoveAll(dir); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+	}
+	return code
 }
 
 // build builds the mesh with the race detector, and what surrounds it without.

@@ -109,10 +109,21 @@ func (b *Builder) purge(now time.Time) {
 	}
 	for name, c := range b.clusters {
 		if !c.removed.IsZero() && (!used[name] || now.Sub(c.removed) >= holdLimit) {
-			b.setSpecs(c, nil)
+			b.dying = append(b.dying, dying{c, now})
 			delete(b.clusters, name)
 		}
 	}
+	b.dying = slices.DeleteFunc(b.dying, func(d dying) bool {
+		if now.Sub(d.since) < holdLimit {
+			return false
+		}
+		if b.clusters[d.cluster.value.Name] == nil {
+			b.setSpecs(d.cluster, nil)
+		} else {
+			d.cluster.value.Update(nil) // a new cluster has its name
+		}
+		return true
+	})
 }
 
 // notHere returns which clusters are unknown or have not heard of their

@@ -110,6 +110,7 @@ type Builder struct {
 	listeners map[string]*listener
 	routes    map[string]*routes
 	clusters  map[string]*cluster
+	dying     []dying         // clusters that no snapshot has any more
 	seen      map[string]bool // type URLs that had a response
 	warming   time.Time       // since when only details are missing
 	changed   chan struct{}
@@ -138,6 +139,13 @@ type cluster struct {
 	eds     string
 	warm    bool // its endpoints are here, be they none
 	removed time.Time
+}
+
+// dying is a cluster that requests which began before it went may still be
+// choosing from.
+type dying struct {
+	cluster *cluster
+	since   time.Time
 }
 
 // New returns a Builder with an empty snapshot.
@@ -193,6 +201,9 @@ func (b *Builder) waiting() bool {
 	select {
 	case <-b.warm:
 	default:
+		return true
+	}
+	if len(b.dying) > 0 {
 		return true
 	}
 	for _, l := range b.listeners {

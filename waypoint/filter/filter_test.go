@@ -24,8 +24,13 @@ func TestHeader(t *testing.T) {
 	}
 	got := h.Apply([]codec.Field{{Name: "a", Value: "1"}, {Name: "gone"}, {Name: "b", Value: "1"}, {Name: "b", Value: "1"}, {Name: "c", Value: "1"}, {Name: "d", Value: "1"}})
 	want := []codec.Field{
-		{Name: "a", Value: "1"}, {Name: "c", Value: "1"}, {Name: "a", Value: "2"}, {Name: "b", Value: "2"},
-		{Name: "d", Value: "2"}, {Name: "e", Value: "2"}, {Name: "f", Value: "2"},
+		{Name: "a", Value: "1"},
+		{Name: "c", Value: "1"},
+		{Name: "a", Value: "2"},
+		{Name: "b", Value: "2"},
+		{Name: "d", Value: "2"},
+		{Name: "e", Value: "2"},
+		{Name: "f", Value: "2"},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)

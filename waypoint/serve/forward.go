@@ -10,6 +10,10 @@ import (
 	"github.com/ambit-mesh/ambit/ztunnel/relay"
 )
 
+// uploadGrace is how long an endpoint that has answered may take the rest of the
+// request.
+const uploadGrace = time.Second
+
 // forward sends the endpoint's response to the client.
 func (x *exchange) forward(c *codec.ClientConn, res *codec.Response) {
 	x.status, x.details = res.Status, viaEndpoint
@@ -53,13 +57,21 @@ func (x *exchange) keep(c *codec.ClientConn) {
 	x.server.cfg.Pool.Done(x.endpoint, c)
 }
 
-// uploaded ends the sending of a request body after its response.
+// uploaded ends the sending of a request body after its response. When all of
+// the body was taken from the client, its connection stays good whatever the
+// endpoint does with the rest.
 func (x *exchange) uploaded(c *codec.ClientConn) {
+	taken := x.conn.Body().Done()
+	if taken {
+		x.upload.wait(uploadGrace)
+	}
 	if x.upload.finished() {
 		return
 	}
 	// The endpoint has answered without wanting the rest.
-	x.conn.CloseAfter()
+	if !taken {
+		x.conn.CloseAfter()
+	}
 	_ = x.upload.stop(x.st.conn, c)
 	_ = c.Close()
 }
@@ -124,6 +136,21 @@ func startUpload(c *codec.ClientConn, req *codec.Request, body *codec.Body) *upl
 		}
 	}()
 	return u
+}
+
+// wait gives the last bytes time to be written.
+func (u *upload) wait(limit time.Duration) {
+	select {
+	case <-u.done:
+		return
+	default:
+	}
+	timer := time.NewTimer(limit)
+	defer timer.Stop()
+	select {
+	case <-u.done:
+	case <-timer.C:
+	}
 }
 
 // finished reports whether the whole body was sent.

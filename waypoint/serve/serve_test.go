@@ -763,10 +763,12 @@ func TestTelemetry(t *testing.T) {
 	get(t, r.client(), "/")
 	// An address whose workload is someone else's tells nothing.
 	get(t, r.clientTo(r.tunnel("other"), vip), "/")
-	text, err := gather(r)
-	if err != nil {
-		t.Fatal(err)
-	}
+	var text string
+	eventually(t, "both requests counted", func() bool {
+		var err error
+		text, err = gather(r)
+		return err == nil && strings.Count(text, "istio_requests_total{") == 2
+	})
 	for _, want := range []string{
 		`istio_requests_total{connection_security_policy="mutual_tls",destination_app="unknown"`,
 		`destination_service="reviews.shop.svc.cluster.local"`, `destination_service_name="reviews"`, `destination_service_namespace="shop"`,

@@ -247,7 +247,7 @@ func (c *Capture) read(node string, reader io.Reader) {
 		case line.Capturing:
 			c.ready++
 		default:
-			line.Packet.Node = node
+			line.Node = node
 			c.packets = append(c.packets, line.Packet)
 		}
 		c.mu.Unlock()

@@ -7,8 +7,6 @@ export GOTOOLCHAIN := auto
 BIN      := $(CURDIR)/bin
 PROGRAMS := ./cmd/istiod ./cmd/ztunnel ./cmd/ambit-cni ./cmd/waypoint ./integration/lab/cmd/lab ./integration/demo \
             $(wildcard ./install/samples/bookinfo/cmd/*)
-# Tests of packages that use namespaces re-execute themselves as need be; -p
-# keeps the end-to-end tests from starving each other on small machines.
 TESTFLAGS ?=
 
 .DEFAULT_GOAL := help
@@ -22,9 +20,8 @@ build: ## build all programs into bin/
 demo: build ## show the mesh at work, in network namespaces on this machine (KEEP=1 keeps it up)
 	@$(BIN)/demo $(if $(KEEP),--keep)
 
-test: build ## run all tests, with the race detector; states what it skips and why
-	go test -race -shuffle=on $(TESTFLAGS) ./...
-	go test -count=1 ./integration/arch
+test: ## run all tests, with the race detector; says what was skipped and why
+	go -C integration/tools run ./testreport ../.. -race -shuffle=on $(TESTFLAGS) ./...
 
 lint: ## run the linters, pinned in integration/tools
 	CGO_ENABLED=0 go tool -modfile=integration/tools/go.mod golangci-lint run ./...

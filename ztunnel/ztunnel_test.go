@@ -230,7 +230,7 @@ func TestProcess(t *testing.T) {
 	defer func() { _ = agent.Close() }()
 	cfg, err := config.Parse([]string{
 		"NODE_NAME=n1", "XDS_ADDRESS=" + control.address, "CA_ADDRESS=" + control.address, "XDS_ROOT_CA=" + control.rootFile, "CA_ROOT_CA=" + control.rootFile,
-		"AUTH_TOKEN=" + token, "INPOD_UDS=" + socket, "POD_NAME=z", "POD_NAMESPACE=istio-system", "CRL_PATH=/x", "ISTIO_META_ISTIO_VERSION=1.2.3",
+		"AUTH_TOKEN=" + token, "INPOD_UDS=" + socket, "POD_NAME=z", "POD_NAMESPACE=istio-system", "PROXY_CONFIG=x", "ISTIO_META_ISTIO_VERSION=1.2.3",
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -304,7 +304,7 @@ func TestProcess(t *testing.T) {
 	}
 	text := out.String()
 	for _, want := range []string{
-		"\twarn\tambit\tenvironment variables have no effect in this version\tvariables=\"[CRL_PATH]\"",
+		"\twarn\tambit\tenvironment variables have no effect in this version\tvariables=\"[PROXY_CONFIG]\"",
 		`src.identity="spiffe://cluster.local/ns/web/sa/web"`, `direction="outbound" bytes_sent=5 bytes_recv=5`, `direction="inbound" bytes_sent=5 bytes_recv=5`,
 	} {
 		if !strings.Contains(text, want) {

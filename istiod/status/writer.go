@@ -1,17 +1,16 @@
 package status
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
 	"maps"
 	"reflect"
-	"slices"
 	"sync"
 	"time"
 
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/client-go/util/workqueue"
 
 	"github.com/ambit-mesh/ambit/apis/manifest"
 )
@@ -40,14 +39,19 @@ type Config struct {
 // objects and writers: statements about one object replace each other. Set,
 // Forget, File and Synced never wait for the store. Safe for concurrent use.
 type Writer struct {
-	cfg  Config
-	wake chan struct{} // holds one signal at most
+	cfg Config
 
 	mu     sync.Mutex
 	wanted map[manifest.Key]wanted
-	dirty  map[manifest.Key]bool
-	synced bool // everything that exists has been set once
+	queue  queue                 // what is to be written; nil before Run
+	early  map[manifest.Key]bool // what will be in queue, until then
 }
+
+// queue holds each object once, and those whose writing failed for a while.
+type queue = workqueue.TypedRateLimitingInterface[manifest.Key]
+
+// everything, the key of no object, is queued for a sweep.
+var everything manifest.Key
 
 // wanted is what is to be stored for one object.
 type wanted struct {
@@ -63,12 +67,7 @@ func NewWriter(cfg Config) *Writer {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	return &Writer{
-		cfg:    cfg,
-		wake:   make(chan struct{}, 1),
-		wanted: map[manifest.Key]wanted{},
-		dirty:  map[manifest.Key]bool{},
-	}
+	return &Writer{cfg: cfg, wanted: map[manifest.Key]wanted{}, early: map[manifest.Key]bool{}}
 }
 
 // Set replaces what the writer of that name says about the object. A zero
@@ -106,121 +105,91 @@ func (w *Writer) File(file string, reason error) {
 // about any other is from before a restart, and is removed.
 func (w *Writer) Synced() {
 	w.mu.Lock()
-	w.synced = true
-	w.mu.Unlock()
-	w.signal()
+	defer w.mu.Unlock()
+	w.enqueue(everything)
 }
 
 func (w *Writer) change(key manifest.Key, f func(wanted) wanted) {
 	w.mu.Lock()
+	defer w.mu.Unlock()
 	next := f(w.wanted[key])
 	if len(next.writers) == 0 && next.file == nil {
 		delete(w.wanted, key)
 	} else {
 		w.wanted[key] = next
 	}
-	w.dirty[key] = true
-	w.mu.Unlock()
-	w.signal()
+	w.enqueue(key)
 }
 
-func (w *Writer) signal() {
-	select {
-	case w.wake <- struct{}{}:
-	default: // a signal is there already
+// enqueue has the object looked at by Run; the caller holds mu.
+func (w *Writer) enqueue(key manifest.Key) {
+	if w.queue == nil {
+		w.early[key] = true
+		return
 	}
+	w.queue.Add(key)
 }
 
-// Run writes until ctx is done. A write that fails is tried again a few times,
-// then given up until the object's status changes.
+// Run writes until ctx is done; it is called once. A write that fails is tried
+// again a few times, then given up until the object's status changes.
 func (w *Writer) Run(ctx context.Context) error {
-	attempts := map[manifest.Key]int{}
-	var failed []manifest.Key // wait for the timer
-	var timer <-chan time.Time
-	for swept := false; ; {
-		var batch []manifest.Key
-		select {
-		case <-ctx.Done():
+	q := w.start()
+	defer q.ShutDown() // ends the queue's own goroutine
+	defer context.AfterFunc(ctx, q.ShutDown)()
+	for {
+		key, closed := q.Get()
+		if closed || ctx.Err() != nil {
 			return nil
-		case <-w.wake:
-		case <-timer:
-			timer, batch, failed = nil, failed, nil
 		}
-		taken, synced := w.take()
-		batch = append(batch, taken...)
-		if synced && !swept {
-			swept = true
-			batch = w.sweep(batch)
-		}
-		slices.SortFunc(batch, compareKeys)
-		failed = append(failed, w.writeAll(ctx, slices.Compact(batch), attempts)...)
-		if len(failed) > 0 && timer == nil {
-			timer = time.After(backOff(attempts, failed))
-		}
+		w.attempt(q, key)
+		q.Done(key)
 	}
 }
 
-// take returns the keys to write.
-func (w *Writer) take() (batch []manifest.Key, synced bool) {
+// start makes the queue here and not in NewWriter because it runs a goroutine.
+func (w *Writer) start() queue {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	batch = slices.Collect(maps.Keys(w.dirty))
-	clear(w.dirty)
-	return batch, w.synced
+	w.queue = workqueue.NewTypedRateLimitingQueue(
+		workqueue.NewTypedItemExponentialFailureRateLimiter[manifest.Key](firstBackOff, firstBackOff<<maxAttempts))
+	for key := range w.early {
+		w.queue.Add(key)
+	}
+	w.early = nil
+	return w.queue
 }
 
-func compareKeys(a, b manifest.Key) int {
-	return cmp.Or(cmp.Compare(a.Group, b.Group), cmp.Compare(a.Kind, b.Kind),
-		cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
+func (w *Writer) attempt(q queue, key manifest.Key) {
+	work := w.write
+	if key == everything {
+		work = w.sweep
+	}
+	switch err := work(key); {
+	case err == nil:
+		q.Forget(key)
+	case q.NumRequeues(key)+1 >= maxAttempts:
+		q.Forget(key)
+		w.cfg.Log.Warn("status cannot be written", slog.String("object", key.String()), slog.Any("error", err))
+	default:
+		q.AddRateLimited(key)
+	}
 }
 
-// sweep adds the objects in the store that nobody speaks about.
-func (w *Writer) sweep(batch []manifest.Key) []manifest.Key {
+// sweep queues the objects in the store that nobody speaks about.
+func (w *Writer) sweep(manifest.Key) error {
 	stored, err := w.cfg.Store.List()
 	if err != nil {
-		w.cfg.Log.Warn("statuses cannot be listed", slog.Any("error", err))
-		return batch
+		return fmt.Errorf("old statuses: %w", err)
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, o := range stored {
 		key := manifest.KeyOf(o)
-		if _, known := w.wanted[key]; !known && !slices.Contains(batch, key) {
-			batch = append(batch, key)
+		if _, known := w.wanted[key]; !known {
+			w.enqueue(key)
 		}
 	}
-	return batch
-}
-
-// writeAll returns the keys that are to be tried again.
-func (w *Writer) writeAll(ctx context.Context, batch []manifest.Key, attempts map[manifest.Key]int) []manifest.Key {
-	var failed []manifest.Key
-	for _, key := range batch {
-		if ctx.Err() != nil {
-			return nil
-		}
-		err := w.write(key)
-		switch {
-		case err == nil:
-			delete(attempts, key)
-		case attempts[key]+1 >= maxAttempts:
-			delete(attempts, key)
-			w.cfg.Log.Warn("status cannot be written", slog.String("object", key.String()), slog.Any("error", err))
-		default:
-			attempts[key]++
-			failed = append(failed, key)
-		}
-	}
-	return failed
-}
-
-// backOff waits as long as the least tried of the keys is due.
-func backOff(attempts map[manifest.Key]int, failed []manifest.Key) time.Duration {
-	least := maxAttempts
-	for _, key := range failed {
-		least = min(least, attempts[key])
-	}
-	return firstBackOff << max(0, least-1)
+	return nil
 }
 
 func (w *Writer) write(key manifest.Key) error {

@@ -198,11 +198,9 @@ func TestWriterNeverWaitsForTheStore(t *testing.T) {
 		for i := range 10_000 {
 			w.Set(WriterService, reviews, bound(i%2 == 0))
 		}
-		w.mu.Lock()
-		dirty := len(w.dirty)
-		w.mu.Unlock()
-		if dirty > 1 {
-			t.Errorf("%d objects wait to be written, want at most 1", dirty)
+		synctest.Wait()
+		if waiting := w.queue.Len(); waiting > 1 {
+			t.Errorf("%d objects wait to be written, want at most 1", waiting)
 		}
 		close(store.hold)
 		synctest.Wait()

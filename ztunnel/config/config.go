@@ -2,7 +2,8 @@
 // Config. It is the only package of ztunnel that reads the environment; names
 // and defaults are those of spec/ztunnel.md §9.2, so that existing charts work.
 // A variable of theirs that this version does not honour is named in
-// Config.Ignored, for one warning at start.
+// Config.Ignored, for one warning at start; one that asks for more security than
+// this version gives is an error.
 package config
 
 import (
@@ -70,8 +71,15 @@ var ignored = map[string]string{
 	"PROXY_WORKLOAD_INFO": "", "XDS_ON_DEMAND": "false", "LOCAL_XDS_PATH": "", "LOCAL_XDS": "",
 	"PREFERED_SERVICE_NAMESPACE": "", //nolint:misspell // as charts spell it
 	"UNSTABLE_ENABLE_SOCKS5":     "false", "LOCALHOST_APP_TUNNEL": "", "USER_TIMEOUT_ENABLED": "false", "ZTUNNEL_WORKER_THREADS": "",
-	"CRL_PATH": "", "TLS12_ENABLED": "false", "COMPLIANCE_POLICY": "", "AUTHZ_POLICY_INFO_LOGGING": "false", "PROXY_CONFIG": "",
+	"TLS12_ENABLED": "false", "AUTHZ_POLICY_INFO_LOGGING": "false", "PROXY_CONFIG": "",
 	"FAKE_CA": "false", "DNS_PROXY_ADDR": "", "ISTIO_META_DNS_CAPTURE": "false", "ISTIO_META_DNS_PROXY_ADDR": "",
+}
+
+// required are variables that ask for security that this version does not give,
+// and what that is. Who sets one must not believe to have it.
+var required = map[string]string{
+	"COMPLIANCE_POLICY": "restricting TLS to a compliance policy",
+	"CRL_PATH":          "checking certificates against a revocation list",
 }
 
 // FromEnvironment reads the process's environment.
@@ -151,6 +159,11 @@ func (e *env) refuse() {
 	}
 	if !e.boolean("ENABLE_PROXY") {
 		e.fail("ENABLE_PROXY", errors.New("false leaves nothing to do"))
+	}
+	for name, what := range required {
+		if v := e.values[name]; v != "" {
+			e.fail(name, fmt.Errorf("%q: %s is not supported by this version; unset it to run without", v, what))
+		}
 	}
 	if e.values["LOG_FORMAT"] != "" && e.values["LOG_FORMAT"] != "json" && e.values["LOG_FORMAT"] != "plain" {
 		e.fail("LOG_FORMAT", fmt.Errorf("%q is neither plain nor json", e.values["LOG_FORMAT"]))

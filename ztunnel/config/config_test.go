@@ -43,7 +43,7 @@ func TestErrorsNameTheVariable(t *testing.T) {
 	bad := []string{
 		"SECRET_TTL=soon", "KEEPALIVE_TIME=-1s", "IPV6_ENABLED=yes", "PACKET_MARK=0x100000000", "HTTP2_FRAME_SIZE=16777216", "PROXY_MODE=dedicated",
 		"ENABLE_PROXY=false", "LOG_FORMAT=xml", "XDS_ADDRESS=", "CA_ADDRESS=http://istiod", "CA_ROOT_CA=SYSTEM", "ISTIO_METAJSON_X={",
-		"POOL_MAX_STREAMS_PER_CONNECTION=65536", "TERMINATION_GRACE_PERIOD_SECONDS=x",
+		"POOL_MAX_STREAMS_PER_CONNECTION=65536", "COMPLIANCE_POLICY=pqc", "CRL_PATH=/etc/crl.pem", "TERMINATION_GRACE_PERIOD_SECONDS=x",
 	}
 	_, err := Parse(bad)
 	if err == nil {
@@ -59,11 +59,11 @@ func TestErrorsNameTheVariable(t *testing.T) {
 }
 
 func TestIgnoredAreNamed(t *testing.T) {
-	c, err := Parse([]string{"CRL_PATH=/x", "TLS12_ENABLED=false", "XDS_HEADER_a=b", "UNSTABLE_ENABLE_SOCKS5=true"})
+	c, err := Parse([]string{"PROXY_CONFIG=x", "TLS12_ENABLED=false", "XDS_HEADER_a=b", "UNSTABLE_ENABLE_SOCKS5=true"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := []string{"CRL_PATH", "UNSTABLE_ENABLE_SOCKS5", "XDS_HEADER_a"}; !slices.Equal(c.Ignored, want) {
+	if want := []string{"PROXY_CONFIG", "UNSTABLE_ENABLE_SOCKS5", "XDS_HEADER_a"}; !slices.Equal(c.Ignored, want) {
 		t.Errorf("ignored %v, want %v", c.Ignored, want)
 	}
 }

@@ -81,7 +81,7 @@ func newConn(nc net.Conn, cfg Config, client bool) *conn {
 // a SETTINGS frame" https://www.rfc-editor.org/rfc/rfc9113#section-3.4
 func (c *conn) start() {
 	settings := []http2.Setting{
-		{ID: http2.SettingInitialWindowSize, Val: c.cfg.StreamWindow},
+		{ID: http2.SettingInitialWindowSize, Val: c.firstWindow()},
 		{ID: http2.SettingMaxFrameSize, Val: c.cfg.MaxFrameSize},
 		{ID: http2.SettingMaxHeaderListSize, Val: c.cfg.MaxHeaderBytes},
 	}
@@ -105,6 +105,16 @@ func (c *conn) start() {
 		return nil
 	})
 	c.startPings()
+}
+
+// firstWindow is the receive window that a stream starts with. A server's is
+// small, so that a client costs little before it is allowed in and somebody
+// reads; it grows while they do.
+func (c *conn) firstWindow() uint32 {
+	if c.client {
+		return c.cfg.StreamWindow
+	}
+	return min(c.cfg.StreamWindow, defaultWindow)
 }
 
 // fail ends the connection and everything on it. Only the first call counts.
@@ -227,10 +237,10 @@ func (c *conn) open(ctx context.Context, r Request, reserved bool) (*Stream, err
 	select {
 	case <-s.answered:
 	case <-ctx.Done():
-		_ = s.Close() // never fails
+		s.Reset()
 		return nil, context.Cause(ctx)
 	case <-timeout.C:
-		_ = s.Close()
+		s.Reset()
 		return nil, fmt.Errorf("connect: no answer within %v", c.cfg.OpenTimeout)
 	}
 	status, err := s.answer()
@@ -238,7 +248,7 @@ func (c *conn) open(ctx context.Context, r Request, reserved bool) (*Stream, err
 		return nil, err
 	}
 	if status != 200 {
-		_ = s.Close()
+		s.Reset()
 		return nil, &StatusError{Status: status}
 	}
 	return s, nil

@@ -45,7 +45,7 @@ type Request struct {
 // Config tunes an endpoint. The zero value gives the defaults named below,
 // which are those of spec/ztunnel.md §2.10.
 type Config struct {
-	StreamWindow   uint32        // bytes that the peer may send unread on a stream; 4 MiB
+	StreamWindow   uint32        // bytes that the peer may send unread on a stream, a server's grows from 64 KiB to it; 4 MiB
 	ConnWindow     uint32        // bytes in flight on the connection, at least 64 KiB; 16 MiB
 	MaxFrameSize   uint32        // largest frame that we ask for; 1 MiB
 	MaxHeaderBytes uint32        // header list limit; 16 KiB for a client, 64 KiB for a server
@@ -105,7 +105,7 @@ func (e *ResetError) Is(target error) bool {
 	return target == syscall.EPIPE && (endsQuietly(e.Code) || e.Code == http2.ErrCodeStreamClosed)
 }
 
-// endsQuietly reports whether a reader takes a reset with code for the end.
+// endsQuietly reports whether a reset with code blames nobody.
 func endsQuietly(code http2.ErrCode) bool {
 	return code == http2.ErrCodeNo || code == http2.ErrCodeCancel
 }

@@ -26,6 +26,7 @@ type Stream struct {
 
 	rmu sync.Mutex // held by the goroutine that takes received bytes
 	wmu sync.Mutex // held by the goroutine that sends
+	cut bool       // under wmu: a Write has failed, what was sent is not the whole
 
 	// sendErr is why nothing can be sent any more; the first error stays.
 	sendErr      atomic.Pointer[error]
@@ -46,6 +47,7 @@ type Stream struct {
 	mu         sync.Mutex
 	readable   sync.Cond // bytes, or recvErr, or the deadline
 	recv       queue
+	window     int64  // that the peer has when all is read
 	recvWindow int64  // that the peer may still send
 	owed       uint32 // taken and not yet given back
 	recvErr    error  // after the bytes in recv; io.EOF for a clean end
@@ -58,7 +60,8 @@ type Stream struct {
 }
 
 func newStream(c *conn) *Stream {
-	s := &Stream{c: c, answered: make(chan struct{}), cancel: func() {}, recvWindow: int64(c.cfg.StreamWindow)}
+	s := &Stream{c: c, answered: make(chan struct{}), cancel: func() {}, window: int64(c.firstWindow())}
+	s.recvWindow = s.window
 	s.writable.L = &c.mu
 	s.readable.L = &s.mu
 	return s
@@ -96,11 +99,13 @@ func (s *Stream) Write(p []byte) (int, error) {
 		}
 		n, err := s.c.take(s, want)
 		if err != nil {
+			s.cut = true
 			return sent, err
 		}
 		err = s.c.w.data(dataFrame{s: s, payload: p[sent : sent+n], queue: queue})
 		if err != nil {
 			s.c.giveBack(s, n)
+			s.cut = true
 			return sent, err
 		}
 		sent += n
@@ -160,9 +165,11 @@ func (s *Stream) ended(direction *bool) {
 	after()
 }
 
-// Close ends both directions at once and drops what has not been read. A
-// stream on which not both sides have called CloseWrite is reset.
+// Close ends both directions at once and drops what has not been read. The peer
+// reads EOF after what was sent, unless a Write has failed or goes on still:
+// then, and for what it may yet send, the stream is reset.
 func (s *Stream) Close() error {
+	s.endWriting()
 	s.close(func(localEnd bool) http2.ErrCode {
 		// "A server MAY request that the client abort transmission of a
 		// request without error by sending a RST_STREAM with an error code of
@@ -174,6 +181,22 @@ func (s *Stream) Close() error {
 		return http2.ErrCodeCancel
 	})
 	return nil
+}
+
+// endWriting is CloseWrite for Close, which never waits: neither for a Write
+// nor for the connection.
+func (s *Stream) endWriting() {
+	if !s.wmu.TryLock() {
+		return
+	}
+	defer s.wmu.Unlock()
+	s.c.mu.Lock()
+	over := s.closed || s.localEnd
+	s.c.mu.Unlock()
+	if over || s.cut || s.c.w.data(dataFrame{s: s, end: true, queue: true}) != nil {
+		return
+	}
+	s.ended(&s.localEnd)
 }
 
 // Reset is Close for a connection that must not look as if it had ended well.
@@ -249,7 +272,9 @@ func (s *Stream) remoteEnded() {
 	s.ended(&s.remoteEnd)
 }
 
-// peerReset is the peer's RST_STREAM, which also ends what we send.
+// peerReset is the peer's RST_STREAM, which also ends what we send. Before its
+// END_STREAM it is an error for the reader, whatever the code, and not the EOF
+// of spec/ztunnel.md §2.11: what was received may not be the whole.
 func (s *Stream) peerReset(code http2.ErrCode) {
 	c := s.c
 	c.mu.Lock()
@@ -260,11 +285,7 @@ func (s *Stream) peerReset(code http2.ErrCode) {
 	}
 	c.mu.Unlock()
 	reset := &ResetError{Code: code}
-	recvErr := error(reset)
-	if endsQuietly(code) {
-		recvErr = io.EOF
-	}
-	s.end(recvErr, reset)
+	s.end(reset, reset)
 	after()
 }
 

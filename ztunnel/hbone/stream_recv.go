@@ -8,7 +8,7 @@ import (
 )
 
 // Read takes received bytes. It returns io.EOF when the peer has ended its
-// direction, or has reset the stream without blaming us.
+// direction. A stream that the peer has reset before that is a [*ResetError].
 func (s *Stream) Read(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
@@ -73,7 +73,8 @@ func (s *Stream) taken(n int) {
 	s.credit(n)
 }
 
-// credit gives window back to the peer, in steps worth a frame.
+// credit gives window back to the peer, in steps worth a frame, and more of it
+// as long as the reader keeps up: less than half of the window lies unread.
 func (s *Stream) credit(n int) {
 	if n == 0 {
 		return
@@ -81,11 +82,16 @@ func (s *Stream) credit(n int) {
 	s.mu.Lock()
 	s.owed += uint32(n)
 	more := s.owed
-	if more < s.c.cfg.StreamWindow/4 || s.recvErr != nil {
+	if int64(more) < s.window/4 || s.recvErr != nil {
 		s.mu.Unlock()
 		return
 	}
 	s.owed = 0
+	if unread := s.window - s.recvWindow - int64(more); unread < s.window/2 {
+		grown := min(2*s.window, int64(s.c.cfg.StreamWindow))
+		more += uint32(grown - s.window)
+		s.window = grown
+	}
 	s.recvWindow += int64(more)
 	s.mu.Unlock()
 	s.c.w.control(func(fr *http2.Framer) error { return fr.WriteWindowUpdate(s.id, more) })

@@ -154,7 +154,11 @@ func (p *Proxy) judge(s *workload.Snapshot, c rbac.Conn) (ruling, []string, erro
 		p.log.Debug("dry-run policy would decide", telemetry.KeyPolicy, f.Policy, "rule", f.Rule, "action", f.Action.String())
 	}
 	if !v.Allowed && (len(missing) == 0 || v.Policy != "") {
-		return ruling{}, missing, &telemetry.Refusal{Reason: telemetry.PolicyDenied, Err: errors.New(v.Reason)}
+		reason := telemetry.PolicyDenied
+		if v.Invalid {
+			reason = telemetry.PolicyInvalid
+		}
+		return ruling{}, missing, &telemetry.Refusal{Reason: reason, Err: errors.New(v.Reason)}
 	}
 	return ruling{version: s.PolicyVersion(), workload: w}, missing, nil
 }

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/ambit-mesh/ambit/apis/security"
@@ -338,6 +339,25 @@ func TestMissingPolicyIsHeldThenRefused(t *testing.T) {
 	eventually(t, "the connection is held", func() bool { return shop.proxy.held.waiting.Load() == 1 })
 	w.apply(policy("late", security.Action_ALLOW, security.Scope_WORKLOAD_SELECTOR, principal("cluster.local/ns/web/sa/web")))
 	ping(t, c)
+}
+
+func TestUnreadablePolicyRefuses(t *testing.T) {
+	w, web, shop := pair(t)
+	allow := policy("some", security.Action_ALLOW, security.Scope_NAMESPACE, principal("cluster.local/ns/web/sa/web"))
+	w.apply(allow)
+	live := web.dial(shop.addr(8080))
+	ping(t, live)
+	r := workloadtest.Resource(t, policy("bad", 9, security.Scope_NAMESPACE, &security.Match{}))
+	if rejected := w.store.ApplyAuthorizations([]*discoveryv3.Resource{r}, nil); len(rejected) != 1 {
+		t.Errorf("rejected %v", rejected)
+	}
+	wantClosed(t, web.dial(shop.addr(8080)))
+	if l := shop.wantReason(telemetry.PolicyInvalid); !strings.Contains(l.Err.Error(), "policy-invalid: policy shop/bad is not valid: unknown action 9") {
+		t.Errorf("%v", l.Err)
+	}
+	ping(t, live) // only an actual deny ends what was allowed
+	w.apply(policy("bad", security.Action_DENY, security.Scope_NAMESPACE, principal("cluster.local/ns/other/sa/other")))
+	ping(t, web.dial(shop.addr(8080)))
 }
 
 func TestWaypointIsNeverBypassed(t *testing.T) {

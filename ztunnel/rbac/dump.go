@@ -24,7 +24,8 @@ func (p *Policy) MarshalJSON() ([]byte, error) {
 		Action    string          `json:"action"`
 		Rules     [][][]matchJSON `json:"rules"`
 		DryRun    bool            `json:"dryRun"`
-	}{p.Name, p.Namespace, p.Scope.String(), p.Action.String(), rules, p.DryRun})
+		Invalid   string          `json:"invalid,omitempty"`
+	}{p.Name, p.Namespace, p.Scope.String(), p.Action.String(), rules, p.DryRun, p.Invalid})
 }
 
 type matchJSON struct {

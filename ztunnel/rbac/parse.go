@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strings"
 
 	"google.golang.org/protobuf/proto"
 
@@ -17,6 +18,29 @@ func Unmarshal(data []byte) (*Policy, error) {
 		return nil, fmt.Errorf("authorization policy: %w", err)
 	}
 	return Parse(&a)
+}
+
+// Unreadable stands for a policy that Unmarshal has refused for a reason: it
+// denies everything in its scope. name is that of the resource,
+// "namespace/name"; without such a name there is nothing to stand for, and nil
+// is returned. The scope is the policy's own if it can be read. If not, it is
+// the namespace: that a policy of the root namespace was meant for all
+// namespaces cannot be known. Workloads that name the policy meet it anyway.
+func Unreadable(name string, data []byte, reason error) *Policy {
+	namespace, own, ok := strings.Cut(name, "/")
+	if !ok || namespace == "" || own == "" {
+		return nil
+	}
+	p := &Policy{Namespace: namespace, Name: own, Scope: ScopeNamespace, Action: Deny, Invalid: reason.Error()}
+	var a security.Authorization
+	if proto.Unmarshal(data, &a) != nil {
+		return p
+	}
+	if scope, ok := parseScope(a.GetScope()); ok {
+		p.Scope = scope
+	}
+	p.DryRun = a.GetDryRun()
+	return p
 }
 
 // Parse converts a policy from the wire. An action or scope that we do not know
@@ -35,14 +59,8 @@ func Parse(a *security.Authorization) (*Policy, error) {
 	default:
 		return nil, fmt.Errorf("unknown action %d", a.GetAction())
 	}
-	switch a.GetScope() {
-	case security.Scope_GLOBAL:
-		p.Scope = ScopeGlobal
-	case security.Scope_NAMESPACE:
-		p.Scope = ScopeNamespace
-	case security.Scope_WORKLOAD_SELECTOR:
-		p.Scope = ScopeSelector
-	default:
+	var ok bool
+	if p.Scope, ok = parseScope(a.GetScope()); !ok {
 		return nil, fmt.Errorf("unknown scope %d", a.GetScope())
 	}
 	for _, r := range a.GetRules() {
@@ -57,6 +75,18 @@ func Parse(a *security.Authorization) (*Policy, error) {
 		p.Rules = append(p.Rules, rule)
 	}
 	return p, nil
+}
+
+func parseScope(s security.Scope) (Scope, bool) {
+	switch s {
+	case security.Scope_GLOBAL:
+		return ScopeGlobal, true
+	case security.Scope_NAMESPACE:
+		return ScopeNamespace, true
+	case security.Scope_WORKLOAD_SELECTOR:
+		return ScopeSelector, true
+	}
+	return 0, false
 }
 
 func parseMatch(m *security.Match) Match {

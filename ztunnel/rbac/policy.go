@@ -54,6 +54,9 @@ type Policy struct {
 	Action          Action
 	DryRun          bool
 	Rules           []Rule
+	// Invalid says why the policy could not be read. Such a policy refuses every
+	// connection in its scope: what it would have refused is not known.
+	Invalid string
 }
 
 // Key returns "namespace/name", the name by which workloads refer to it.

@@ -29,6 +29,8 @@ type Verdict struct {
 	Policy string
 	// Rule is the index of the rule of Policy that matched.
 	Rule int
+	// Invalid is set when Policy refuses because it could not be read.
+	Invalid bool
 	// Reason says in words what decided, for the access log.
 	Reason string
 	// DryRun lists what policies that are not enforced would have decided.
@@ -46,7 +48,8 @@ const noAllow = "no ALLOW policy applies"
 
 // Evaluate decides in the order of spec/ztunnel.md §6.2: a matching DENY policy
 // refuses, no ALLOW policy at all allows, a matching ALLOW policy allows,
-// anything else is refused.
+// anything else is refused. A policy that could not be read refuses after the
+// DENY policies, whose verdict is certain.
 func Evaluate(policies []*Policy, conn Conn) Verdict {
 	var v Verdict
 	if len(policies) == 0 {
@@ -60,6 +63,12 @@ func Evaluate(policies []*Policy, conn Conn) Verdict {
 		}
 		if rule, ok := p.match(c); ok {
 			v.Policy, v.Rule, v.Reason = p.Key(), rule, "denied by DENY policy "+p.Key()+", rule "+itoa(rule)
+			return v
+		}
+	}
+	for _, p := range policies {
+		if p.Invalid != "" && !p.DryRun {
+			v.Policy, v.Invalid, v.Reason = p.Key(), true, "policy "+p.Key()+" is not valid: "+p.Invalid
 			return v
 		}
 	}

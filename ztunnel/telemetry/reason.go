@@ -22,6 +22,7 @@ const (
 	// Policy.
 	PolicyDenied  // by a policy, or no ALLOW policy matched
 	PolicyMissing // a policy that applies has not arrived
+	PolicyInvalid // a policy that applies has arrived and could not be read
 	PolicyChanged // allowed when it was opened, denied by the policies of now
 
 	// Connecting.
@@ -52,6 +53,7 @@ var reasonTexts = [...]reasonText{
 	NotSupported:        {"not-supported", "CONNECT"},
 	PolicyDenied:        {"policy-denied", "DENY"},
 	PolicyMissing:       {"policy-missing", "DENY"},
+	PolicyInvalid:       {"policy-invalid", "DENY"},
 	PolicyChanged:       {"policy-changed", "DENY"},
 	IdentityUnavailable: {"identity-unavailable", "IDENTITY_ERROR"},
 	ConnectFailed:       {"connect-failed", "CONNECT"},

@@ -131,37 +131,50 @@ func (s *Store) forget(u *update, name string) {
 	u.remove(key)
 }
 
-// ApplyAuthorizations does the same for type istio.security.Authorization.
+// ApplyAuthorizations does the same for type istio.security.Authorization. A
+// rejected policy without a previous value is not left out, which could let
+// through what it was to refuse: until a readable version arrives or it is
+// removed, it denies everything in its scope (rbac.Unreadable).
 func (s *Store) ApplyAuthorizations(resources []*discoveryv3.Resource, removed []string) map[string]error {
-	var good []*rbac.Policy
+	policies := make([]*rbac.Policy, 0, len(resources))
 	rejected := map[string]error{}
 	for _, r := range resources {
-		p, err := rbac.Unmarshal(r.GetResource().GetValue())
-		switch {
-		case err != nil:
+		p, err := readPolicy(r)
+		if err != nil {
 			rejected[r.GetName()] = err
-		case r.GetName() != "" && r.GetName() != p.Key():
-			rejected[r.GetName()] = fmt.Errorf("contains policy %s", p.Key())
-		default:
-			good = append(good, p)
+			p = rbac.Unreadable(r.GetName(), r.GetResource().GetValue(), err)
+		}
+		if p != nil {
+			policies = append(policies, p)
 		}
 	}
 
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(good)+len(removed) == 0 {
+	if len(policies)+len(removed) == 0 {
 		return rejected
 	}
 	u := newUpdate(s.Snapshot())
 	for _, name := range removed {
 		u.removePolicy(name)
 	}
-	for _, p := range good {
+	for _, p := range policies {
+		if old := u.s.policies.at(p.Key()); p.Invalid != "" && old != nil && old.Invalid == "" {
+			continue // the last good version stays
+		}
 		u.setPolicy(p)
 	}
 	u.s.policyVersion++
 	s.publish(u.finish())
 	return rejected
+}
+
+func readPolicy(r *discoveryv3.Resource) (*rbac.Policy, error) {
+	p, err := rbac.Unmarshal(r.GetResource().GetValue())
+	if err == nil && r.GetName() != "" && r.GetName() != p.Key() {
+		err = fmt.Errorf("contains policy %s", p.Key())
+	}
+	return p, err
 }
 
 // update builds the successor of a snapshot.

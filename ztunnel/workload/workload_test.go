@@ -305,6 +305,52 @@ func TestPoliciesFor(t *testing.T) {
 	check("ns/named", "root/late")
 }
 
+func TestUnreadablePolicyStandsInItsScope(t *testing.T) {
+	raw := func(name string, data []byte) *discoveryv3.Resource {
+		return &discoveryv3.Resource{Name: name, Resource: &anypb.Any{Value: data}}
+	}
+	bad := func(ns, name string, scope security.Scope) *discoveryv3.Resource {
+		return workloadtest.Resource(t, &security.Authorization{Namespace: ns, Name: name, Scope: scope, Action: 9})
+	}
+	store := workload.NewStore("")
+	workloadtest.Apply(t, store, pod("a", "10.0.0.1", func(w *api.Workload) { w.AuthorizationPolicies = []string{"ns/named", "root/bytes"} }),
+		&security.Authorization{Namespace: "ns", Name: "good", Scope: security.Scope_NAMESPACE})
+	check := func(want, wantMissing string) {
+		t.Helper()
+		s := store.Snapshot()
+		policies, missing := s.PoliciesFor(s.WorkloadByInfo("a", "ns", "sa"))
+		var got []string
+		for _, p := range policies {
+			text := p.Key()
+			if p.Invalid != "" {
+				text += "!"
+			}
+			got = append(got, text)
+		}
+		if g := strings.Join(got, " "); g != want || strings.Join(missing, " ") != wantMissing {
+			t.Errorf("policies %q, missing %v; want %q, %q", g, missing, want, wantMissing)
+		}
+	}
+	check("ns/good", "ns/named root/bytes")
+	before := store.Snapshot().PolicyVersion()
+	rejected := store.ApplyAuthorizations([]*discoveryv3.Resource{
+		bad("root", "all", security.Scope_GLOBAL), bad("other", "there", security.Scope_NAMESPACE), bad("ns", "named", security.Scope_WORKLOAD_SELECTOR),
+		bad("ns", "unnamed", security.Scope_WORKLOAD_SELECTOR), raw("ns/bytes", []byte{0xff}), raw("root/bytes", []byte{0xff}),
+		bad("ns", "good", security.Scope_NAMESPACE), raw("noslash", []byte{0xff}), raw("", []byte{0xff}), raw("/x", nil),
+	}, nil)
+	if len(rejected) != 10 {
+		t.Errorf("rejected %v", rejected)
+	}
+	check("root/all! ns/bytes! ns/good ns/named! root/bytes!", "")
+	if store.Snapshot().PolicyVersion() == before {
+		t.Error("the version did not change")
+	}
+	// A readable version takes its place; so does a removal.
+	workloadtest.Apply(t, store, &security.Authorization{Namespace: "root", Name: "all", Scope: security.Scope_GLOBAL})
+	store.ApplyAuthorizations(nil, []string{"ns/bytes", "root/bytes"})
+	check("root/all ns/good ns/named!", "root/bytes")
+}
+
 func TestAwait(t *testing.T) {
 	store := workload.NewStore("")
 	found := make(chan error, 1)

@@ -71,21 +71,21 @@ type Client struct {
 
 	mu    sync.Mutex
 	types map[string]*typeState
-	cold  int // wildcard types that have not been accepted yet
+	cold  int // wildcard types of which nothing has arrived yet
 	stats Stats
 }
 
 // typeState is under Client.mu.
 type typeState struct {
 	Type
-	accepted    map[string]held
+	accepted    map[string]held // what a server is told that we have
 	wanted      map[string]bool // OnDemand: names subscribed to
 	subscribe   map[string]bool // not yet sent
 	unsubscribe map[string]bool
 	cold        bool
 }
 
-// held is a resource that Apply has accepted.
+// held is a resource that Apply has accepted; without a version, only refused.
 type held struct {
 	version string
 	aliases []string
@@ -129,8 +129,10 @@ func New(cfg Config) *Client {
 	return c
 }
 
-// Warm is closed once every wildcard type has had a response of which nothing
-// was refused. It stays closed.
+// Warm is closed once a response of every wildcard type has been processed. What
+// was refused of it does not count: one bad resource must not keep everything
+// else from working, and its owner stands in for it (see workload.Store). It
+// stays closed.
 func (c *Client) Warm() <-chan struct{} { return c.warm }
 
 // Stats returns a copy of the counters.
@@ -334,19 +336,24 @@ func (c *Client) handle(res *discoveryv3.DeltaDiscoveryResponse) *discoveryv3.De
 }
 
 // accept remembers what we have now. A refused resource keeps the version that
-// was accepted before, because so does its owner.
+// was accepted before, because so does its owner; without one it is remembered
+// with no version, so that a server that we come back to says whether it still
+// exists.
 func (c *Client) accept(t *typeState, res *discoveryv3.DeltaDiscoveryResponse, refused map[string]error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, r := range res.GetResources() {
-		if refused[r.GetName()] == nil {
-			t.accepted[r.GetName()] = held{version: r.GetVersion(), aliases: r.GetAliases()}
+		name := r.GetName()
+		if _, known := t.accepted[name]; refused[name] == nil {
+			t.accepted[name] = held{version: r.GetVersion(), aliases: r.GetAliases()}
+		} else if !known {
+			t.accepted[name] = held{aliases: r.GetAliases()}
 		}
 	}
 	for _, name := range res.GetRemovedResources() {
 		delete(t.accepted, name)
 	}
-	if t.cold && len(refused) == 0 {
+	if t.cold {
 		t.cold = false
 		if c.cold--; c.cold == 0 {
 			close(c.warm)

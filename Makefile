@@ -13,9 +13,8 @@ TESTFLAGS ?=
 .PHONY: build demo test lint gen help
 
 build: ## build all programs into bin/
-	@echo "building bin/ (the first time this takes some minutes)"
 	@mkdir -p $(BIN)
-	CGO_ENABLED=0 go build -o $(BIN)/ $(PROGRAMS)
+	@CGO_ENABLED=0 go -C integration/tools run ./gobuild ../.. -o bin/ $(PROGRAMS)
 
 demo: build ## show the mesh at work, in network namespaces on this machine (KEEP=1 keeps it up)
 	@$(BIN)/demo $(if $(KEEP),--keep)

@@ -82,6 +82,7 @@ var imports = map[string][]string{
 	"install/samples/bookinfo/cmd/*": {"install/samples/bookinfo/app"},
 
 	"integration/arch":        {},
+	"integration/contract":    {},
 	"integration/demo":        {"integration/lab", "integration/lab/scene"},
 	"integration/e2e":         {},
 	"integration/lab":         {},

@@ -115,8 +115,8 @@ func (d *demo) split(ctx context.Context) error {
 	if err := d.AwaitRoutes(ctx, waypoint, reviewsName, "reviews-v1.bookinfo", "!test-user"); err != nil {
 		return err
 	}
-	d.command("lab exec %s -- client -n 500 -c 4 --summary %s", inside, reviewsURL)
-	summary, err := d.Requests(ctx, inside, "-n", "500", "-c", "4", reviewsURL)
+	d.command("lab exec %s -- client -n 1000 -c 4 --summary %s", inside, reviewsURL)
+	summary, err := d.Requests(ctx, inside, "-n", "1000", "-c", "4", reviewsURL)
 	if err != nil {
 		return err
 	}

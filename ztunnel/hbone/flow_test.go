@@ -15,7 +15,7 @@ import (
 // and what is buffered for a sleeper is at most its window.
 func TestStalledStreams(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		const window, stalled = 64 << 10, 32
+		const window, stalled = defaultWindow, 32
 		cfg := Config{StreamWindow: window, ConnWindow: 4 * window}
 		handle, streams := accepting(t)
 		e := connect(t, cfg, cfg, handle)
@@ -49,6 +49,58 @@ func TestStalledStreams(t *testing.T) {
 				t.Errorf("stalled stream %d: %d bytes sent, want its window of %d", i, n, window)
 			}
 		}
+	})
+}
+
+// TestReceiveWindowGrows: a server's streams start with a small window; it grows
+// to the configured one while the reader keeps up, and only then.
+func TestReceiveWindowGrows(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const most = 1 << 20
+		handle, streams := accepting(t)
+		e := connect(t, Config{}, Config{StreamWindow: most}, handle)
+		near, far := e.open(), <-streams
+		var writer sync.WaitGroup
+		sent := make(chan int, 1)
+		writer.Go(func() {
+			n, _ := near.Write(make([]byte, 20*most))
+			sent <- n
+		})
+		// behind is how much lies unread once the writer can send no more.
+		behind := func() int64 {
+			synctest.Wait()
+			far.mu.Lock()
+			defer far.mu.Unlock()
+			return far.window - far.recvWindow - int64(far.owed)
+		}
+		if got := behind(); got != defaultWindow {
+			t.Errorf("unread before the first read: %d, want %d", got, defaultWindow)
+		}
+		total := 0
+		read := func(n int) {
+			got, err := io.ReadFull(far, make([]byte, n))
+			total += got
+			if err != nil {
+				t.Error(err)
+			}
+		}
+		for range 100 { // a slow reader: each time the window is full again
+			read(1 << 10)
+			behind()
+		}
+		if got := behind(); got > defaultWindow {
+			t.Errorf("unread with a slow reader: %d, want at most %d", got, defaultWindow)
+		}
+		read(8 * most)
+		if got := behind(); got <= most/2 || got > most {
+			t.Errorf("unread after a fast reader: %d, want near %d", got, most)
+		}
+		_ = far.Close()
+		writer.Wait()
+		if n := <-sent; n < total || n > total+most {
+			t.Errorf("%d bytes sent, %d read", n, total)
+		}
+		e.close()
 	})
 }
 

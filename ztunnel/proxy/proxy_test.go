@@ -2,11 +2,13 @@ package proxy
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net"
 	"net/http/httptest"
 	"net/netip"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -339,6 +341,33 @@ func TestMissingPolicyIsHeldThenRefused(t *testing.T) {
 	eventually(t, "the connection is held", func() bool { return shop.proxy.held.waiting.Load() == 1 })
 	w.apply(policy("late", security.Action_ALLOW, security.Scope_WORKLOAD_SELECTOR, principal("cluster.local/ns/web/sa/web")))
 	ping(t, c)
+}
+
+// TestResetTravels: an application whose peer has given up must not take what it
+// has received for the whole.
+func TestResetTravels(t *testing.T) {
+	_, web, shop := pair(t)
+	accepted := make(chan *net.TCPConn, 1)
+	shop.serve(9090, func(c *net.TCPConn) { accepted <- c })
+	for _, serverResets := range []bool{true, false} {
+		client := web.dial(shop.addr(9090))
+		_, _ = io.WriteString(client, "x")
+		server := <-accepted
+		_ = server.SetDeadline(time.Now().Add(patience))
+		_, _ = io.ReadFull(server, make([]byte, 1))
+		resets, reads := client, server
+		if serverResets {
+			resets, reads = server, client
+		}
+		_, _ = io.WriteString(resets, "part")
+		_, _ = io.ReadFull(reads, make([]byte, 4))
+		_ = resets.SetLinger(0)
+		_ = resets.Close()
+		if _, err := reads.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("server resets %v: the other end reads %v, want a reset", serverResets, err)
+		}
+		_ = reads.Close()
+	}
 }
 
 func TestUnreadablePolicyRefuses(t *testing.T) {

@@ -21,7 +21,24 @@ const stateEstablished = "01"
 // Established lists the namespace's established TCP connections, IPv4 and IPv6.
 func (ns *NS) Established() ([]TCPConn, error) {
 	var conns []TCPConn
-	err := ns.Do(func() error {
+	err := ns.eachTCP(func(s tcpSocket) {
+		if s.established {
+			conns = append(conns, s.TCPConn)
+		}
+	})
+	return conns, err
+}
+
+// tcpSocket is one line of the kernel's tables.
+type tcpSocket struct {
+	TCPConn
+	established bool
+	owned       bool // by a process
+}
+
+// eachTCP calls f for every TCP socket of ns.
+func (ns *NS) eachTCP(f func(tcpSocket)) error {
+	return ns.Do(func() error {
 		for _, file := range []string{"/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"} {
 			table, err := os.ReadFile(file)
 			if errors.Is(err, fs.ErrNotExist) {
@@ -30,22 +47,19 @@ func (ns *NS) Established() ([]TCPConn, error) {
 			if err != nil {
 				return err
 			}
-			listed, err := parseTCPTable(table)
-			if err != nil {
+			if err := parseTCPTable(table, f); err != nil {
 				return fmt.Errorf("%s: %w", file, err)
 			}
-			conns = append(conns, listed...)
 		}
 		return nil
 	})
-	return conns, err
 }
 
-// parseTCPTable reads the established connections from the text of /proc/net/tcp or
-// /proc/net/tcp6: a heading, then one line per socket that starts with
-// "slot: local remote state".
-func parseTCPTable(table []byte) ([]TCPConn, error) {
-	var conns []TCPConn
+// parseTCPTable reads the text of /proc/net/tcp or /proc/net/tcp6: a heading, then one
+// line per socket that starts with "slot: local remote state"; the tenth field is the
+// inode of its descriptor, 0 without one.
+func parseTCPTable(table []byte, f func(tcpSocket)) error {
+	const inode = 9
 	_, table, _ = bytes.Cut(table, []byte{'\n'})
 	for line := range bytes.Lines(table) {
 		fields := bytes.Fields(line)
@@ -53,22 +67,20 @@ func parseTCPTable(table []byte) ([]TCPConn, error) {
 			continue
 		}
 		if len(fields) < 4 {
-			return nil, fmt.Errorf("line %q: too few fields", line)
+			return fmt.Errorf("line %q: too few fields", line)
 		}
-		if string(fields[3]) != stateEstablished {
-			continue
+		s := tcpSocket{established: string(fields[3]) == stateEstablished}
+		s.owned = len(fields) > inode && string(fields[inode]) != "0"
+		var err error
+		if s.Local, err = parseTCPAddr(fields[1]); err != nil {
+			return err
 		}
-		local, err := parseTCPAddr(fields[1])
-		if err != nil {
-			return nil, err
+		if s.Remote, err = parseTCPAddr(fields[2]); err != nil {
+			return err
 		}
-		remote, err := parseTCPAddr(fields[2])
-		if err != nil {
-			return nil, err
-		}
-		conns = append(conns, TCPConn{Local: local, Remote: remote})
+		f(s)
 	}
-	return conns, nil
+	return nil
 }
 
 // parseTCPAddr reads "0100007F:3A99": the address as 32-bit words in the machine's

@@ -91,6 +91,9 @@ func isAlert(err error) bool {
 func (p *Proxy) dialTCP(ctx context.Context, to netip.AddrPort, source netip.Addr) (*net.TCPConn, error) {
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
+	var made netns.TCPConn
+	done := p.bypass.dials(to)
+	defer func() { done(made) }()
 	o := netns.DialOptions{Mark: p.cfg.Mark, Source: source}
 	conn, err := p.cfg.NetNS.Dial(ctx, to, o)
 	if err != nil && source.IsValid() && bindRefused(err) {
@@ -101,6 +104,7 @@ func (p *Proxy) dialTCP(ctx context.Context, to netip.AddrPort, source netip.Add
 	if err != nil {
 		return nil, dialError(err, to)
 	}
+	made = netns.TCPConn{Local: localAddr(conn), Remote: remoteAddr(conn)}
 	_ = conn.SetKeepAliveConfig(p.cfg.KeepAlive) // without it the connection works, too
 	return conn, nil
 }

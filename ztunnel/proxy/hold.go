@@ -4,10 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/ambit-mesh/ambit/ztunnel/netns"
 	"github.com/ambit-mesh/ambit/ztunnel/rbac"
 	"github.com/ambit-mesh/ambit/ztunnel/telemetry"
 	"github.com/ambit-mesh/ambit/ztunnel/workload"
@@ -24,6 +27,18 @@ type Hold struct {
 // certificateRetry is how often a held connection asks again for a certificate
 // that istiod has refused: it may not know yet that the pod runs here.
 const certificateRetry = 250 * time.Millisecond
+
+// A client is who opened a connection that may have to be held. Without a
+// connection nobody looks whether it is still there.
+type client struct {
+	conn *net.TCPConn
+	// gone says whether a client that sends no more has closed the connection;
+	// unread is set when something of what it has sent has not been read. It may
+	// still want to receive.
+	gone func(unread bool) bool
+}
+
+var errClientGone = errors.New("the client has gone")
 
 type holder struct {
 	Hold
@@ -43,8 +58,9 @@ func newHolder(h Hold) holder {
 	return holder{Hold: h}
 }
 
-// during runs wait with a deadline, as one of the connections held.
-func (h *holder) during(ctx context.Context, limit time.Duration, wait func(context.Context) error) error {
+// during runs wait with a deadline, as one of the connections held, and as long
+// as the client is there.
+func (h *holder) during(ctx context.Context, c client, limit time.Duration, wait func(context.Context) error) error {
 	if h.waiting.Add(1) > int64(h.Connections) {
 		h.waiting.Add(-1)
 		return &telemetry.Refusal{Reason: telemetry.HoldLimit, Err: fmt.Errorf("%d connections of the pod are held already", h.Connections)}
@@ -52,16 +68,28 @@ func (h *holder) during(ctx context.Context, limit time.Duration, wait func(cont
 	defer h.waiting.Add(-1)
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	return wait(ctx)
+	if c.conn == nil {
+		return wait(ctx)
+	}
+	held, release := context.WithCancelCause(ctx)
+	var watching sync.WaitGroup
+	defer watching.Wait() // before anybody reads
+	defer release(nil)
+	watching.Go(func() {
+		if netns.AwaitHangup(held, c.conn, c.gone) == nil {
+			release(errClientGone)
+		}
+	})
+	return wait(held)
 }
 
 // awaitWorkload returns the pod's own workload.
-func (p *Proxy) awaitWorkload(ctx context.Context) (*workload.Workload, error) {
+func (p *Proxy) awaitWorkload(ctx context.Context, c client) (*workload.Workload, error) {
 	if w := p.workload(p.cfg.Store.Snapshot()); w != nil {
 		return w, nil
 	}
 	var w *workload.Workload
-	err := p.held.during(ctx, p.held.Arrival, func(ctx context.Context) error {
+	err := p.held.during(ctx, c, p.held.Arrival, func(ctx context.Context) error {
 		return p.cfg.Store.Await(ctx, func(s *workload.Snapshot) bool {
 			w = p.workload(s)
 			return w != nil
@@ -79,11 +107,11 @@ func (p *Proxy) awaitWorkload(ctx context.Context) (*workload.Workload, error) {
 }
 
 // awaitCertificate waits for the first certificate of a workload.
-func (p *Proxy) awaitCertificate(ctx context.Context, w *workload.Workload) error {
+func (p *Proxy) awaitCertificate(ctx context.Context, c client, w *workload.Workload) error {
 	if seen := p.certified.Load(); seen != nil && *seen == w.Identity {
 		return nil // renewals are the cache's care
 	}
-	err := p.held.during(ctx, p.held.Arrival, func(ctx context.Context) error {
+	err := p.held.during(ctx, c, p.held.Arrival, func(ctx context.Context) error {
 		for {
 			_, err := p.cfg.Certificate(ctx, w.Identity)
 			if err == nil || ctx.Err() != nil {
@@ -92,7 +120,7 @@ func (p *Proxy) awaitCertificate(ctx context.Context, w *workload.Workload) erro
 			select {
 			case <-time.After(certificateRetry):
 			case <-ctx.Done():
-				return err
+				return errors.Join(context.Cause(ctx), err)
 			}
 		}
 	})
@@ -121,12 +149,12 @@ func (r ruling) stale(s *workload.Snapshot, w *workload.Workload) bool {
 // authorize judges a connection to the pod by the policies of now. While a
 // policy that the pod's workload names is missing, only a DENY counts; the
 // connection is held for the rest, then refused.
-func (p *Proxy) authorize(ctx context.Context, c rbac.Conn) (ruling, error) {
+func (p *Proxy) authorize(ctx context.Context, from client, c rbac.Conn) (ruling, error) {
 	r, missing, err := p.judge(p.cfg.Store.Snapshot(), c)
 	if err != nil || len(missing) == 0 {
 		return r, err
 	}
-	waited := p.held.during(ctx, p.held.Policy, func(ctx context.Context) error {
+	waited := p.held.during(ctx, from, p.held.Policy, func(ctx context.Context) error {
 		return p.cfg.Store.Await(ctx, func(s *workload.Snapshot) bool {
 			r, missing, err = p.judge(s, c)
 			return err != nil || len(missing) == 0

@@ -51,11 +51,12 @@ type arrival struct {
 // handshake waits for what the pod needs to prove itself, then verifies the
 // peer.
 func (p *Proxy) handshake(ctx context.Context, conn *net.TCPConn) (*tls.Conn, spiffe.ID, error) {
-	local, err := p.awaitWorkload(ctx)
+	from := client{conn, func(bool) bool { return true }} // TLS needs both directions
+	local, err := p.awaitWorkload(ctx, from)
 	if err != nil {
 		return nil, spiffe.ID{}, err
 	}
-	if err := p.awaitCertificate(ctx, local); err != nil {
+	if err := p.awaitCertificate(ctx, from, local); err != nil {
 		return nil, spiffe.ID{}, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
@@ -92,7 +93,7 @@ func (p *Proxy) inbound(in *hbone.Incoming, a arrival) {
 		judged: true, rbac: rbac.Conn{Source: a.client.Addr(), Destination: d.Target, Identity: a.peer},
 	}
 	var judged ruling
-	if judged, err = p.authorize(in.Context(), c.rbac); err != nil {
+	if judged, err = p.authorize(in.Context(), client{}, c.rbac); err != nil {
 		p.reject(in, err)
 		return
 	}
@@ -128,7 +129,7 @@ func (p *Proxy) admit(in *hbone.Incoming, a arrival) (*workload.Workload, plan.D
 	if in.Method != http.MethodConnect {
 		return nil, plan.Delivery{}, &telemetry.Refusal{Reason: telemetry.BadRequest, Err: fmt.Errorf("method %q is not CONNECT", in.Method)}
 	}
-	local, err := p.awaitWorkload(in.Context())
+	local, err := p.awaitWorkload(in.Context(), client{})
 	if err != nil {
 		return nil, plan.Delivery{}, err
 	}

@@ -32,22 +32,23 @@ func (p *Proxy) outbound(conn *net.TCPConn, target netip.AddrPort) {
 	defer open.Dec()
 	_ = conn.SetKeepAliveConfig(p.cfg.KeepAlive) // without it the connection works, too
 
-	client := remoteAddr(conn)
-	r := p.begin(telemetry.Outbound, client, target)
+	src := remoteAddr(conn)
+	r := p.begin(telemetry.Outbound, src, target)
 	var err error
 	defer func() { r.end(err) }()
 	var source *workload.Workload
-	if source, err = p.awaitWorkload(p.life); err != nil {
+	from := client{conn, func(bool) bool { return !p.owned(src) }}
+	if source, err = p.awaitWorkload(p.life, from); err != nil {
 		return
 	}
 	var to plan.Plan
 	var far relay.Half
-	if to, far, err = p.connect(p.life, source, client, target, r); err != nil {
+	if to, far, err = p.connect(p.life, caller{source, src, from}, target, r); err != nil {
 		return
 	}
 	defer release(far)
 	c := &connection{
-		direction: telemetry.Outbound, src: client, originalDst: target, actualDst: to.NextHop,
+		direction: telemetry.Outbound, src: src, originalDst: target, actualDst: to.NextHop,
 		protocol: to.Protocol.String(), end: both(conn, far),
 	}
 	p.table.add(c)
@@ -55,26 +56,40 @@ func (p *Proxy) outbound(conn *net.TCPConn, target netip.AddrPort) {
 	err = p.join(c, conn, far, r)
 }
 
+// caller is the pod, as the one end of a connection that it opens.
+type caller struct {
+	workload *workload.Workload
+	src      netip.AddrPort
+	client   client
+}
+
+// owned reports whether the pod still has the connection that it opened from
+// an address; it is the case when that is not known.
+func (p *Proxy) owned(src netip.AddrPort) bool {
+	owned, err := p.cfg.NetNS.Owned(src)
+	return owned || err != nil
+}
+
 // connect plans and dials; no byte of the application has been sent when it
 // returns. A failed connect is tried once more at another endpoint.
-func (p *Proxy) connect(ctx context.Context, source *workload.Workload, client, target netip.AddrPort, r *record) (plan.Plan, relay.Half, error) {
-	request := plan.Request{Source: source, SourceIP: client.Addr(), Target: target, Network: p.cfg.Network}
+func (p *Proxy) connect(ctx context.Context, from caller, target netip.AddrPort, r *record) (plan.Plan, relay.Half, error) {
+	request := plan.Request{Source: from.workload, SourceIP: from.src.Addr(), Target: target, Network: p.cfg.Network}
 	for {
 		to, err := plan.Outbound(p.cfg.Store.Snapshot(), request)
 		if err != nil {
 			return to, nil, refusal(err)
 		}
 		if to.Resolve != "" {
-			if err := p.lookUp(ctx, source, &to, target.Addr()); err != nil {
+			if err := p.lookUp(ctx, from.workload, &to, target.Addr()); err != nil {
 				return to, nil, err
 			}
 		}
-		far, err := p.dial(ctx, source, client, &to)
+		far, err := p.dial(ctx, from, &to)
 		if err != nil && to.Retriable && request.Avoid == "" && elsewhere(err) {
 			request.Avoid = to.Workload.UID
 			continue
 		}
-		r.planned(source, &to)
+		r.planned(from.workload, &to)
 		return to, far, err
 	}
 }
@@ -90,7 +105,7 @@ func elsewhere(err error) bool {
 }
 
 // dial connects to the next hop of a plan.
-func (p *Proxy) dial(ctx context.Context, source *workload.Workload, client netip.AddrPort, to *plan.Plan) (relay.Half, error) {
+func (p *Proxy) dial(ctx context.Context, from caller, to *plan.Plan) (relay.Half, error) {
 	if to.Protocol == workload.TCP {
 		conn, err := p.dialTCP(ctx, to.NextHop, netip.Addr{})
 		if err != nil {
@@ -98,11 +113,12 @@ func (p *Proxy) dial(ctx context.Context, source *workload.Workload, client neti
 		}
 		return conn, nil
 	}
-	if err := p.awaitCertificate(ctx, source); err != nil {
+	source := from.workload
+	if err := p.awaitCertificate(ctx, from.client, source); err != nil {
 		return nil, err
 	}
-	stream, err := p.pool.Open(ctx, newPoolKey(source.Identity, client.Addr(), to), hbone.Request{
-		Authority: to.Authority, Header: requestHeader(source, client, to.Service),
+	stream, err := p.pool.Open(ctx, newPoolKey(source.Identity, from.src.Addr(), to), hbone.Request{
+		Authority: to.Authority, Header: requestHeader(source, from.src, to.Service),
 	})
 	if err != nil {
 		return nil, tunnelError(err)

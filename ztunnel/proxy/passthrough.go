@@ -25,28 +25,29 @@ func (p *Proxy) passthrough(conn *net.TCPConn, target netip.AddrPort) {
 	defer open.Dec()
 	_ = conn.SetKeepAliveConfig(p.cfg.KeepAlive) // without it the connection works, too
 
-	client := remoteAddr(conn)
-	r := p.begin(telemetry.Inbound, client, target)
+	src := remoteAddr(conn)
+	r := p.begin(telemetry.Inbound, src, target)
 	var err error
 	defer func() { r.end(err) }()
 	if err = refusal(plan.Passthrough(target)); err != nil {
 		return
 	}
+	from := client{conn, func(unread bool) bool { return !unread }}
 	var local *workload.Workload
-	if local, err = p.awaitWorkload(p.life); err != nil {
+	if local, err = p.awaitWorkload(p.life, from); err != nil {
 		return
 	}
-	p.describePlain(r, client, target, local)
+	p.describePlain(r, src, target, local)
 	c := &connection{
-		direction: telemetry.Inbound, src: client, originalDst: target, actualDst: target, protocol: workload.TCP.String(),
-		judged: true, rbac: rbac.Conn{Source: client.Addr(), Destination: target},
+		direction: telemetry.Inbound, src: src, originalDst: target, actualDst: target, protocol: workload.TCP.String(),
+		judged: true, rbac: rbac.Conn{Source: src.Addr(), Destination: target},
 	}
 	var judged ruling
-	if judged, err = p.authorize(p.life, c.rbac); err != nil {
+	if judged, err = p.authorize(p.life, from, c.rbac); err != nil {
 		return
 	}
 	var app *net.TCPConn
-	if app, err = p.dialApp(p.life, target, client.Addr()); err != nil {
+	if app, err = p.dialApp(p.life, target, src.Addr()); err != nil {
 		return
 	}
 	defer release(app)
@@ -55,9 +56,9 @@ func (p *Proxy) passthrough(conn *net.TCPConn, target netip.AddrPort) {
 	err = p.join(c, conn, app, r)
 }
 
-func (p *Proxy) describePlain(r *record, client, target netip.AddrPort, local *workload.Workload) {
+func (p *Proxy) describePlain(r *record, src, target netip.AddrPort, local *workload.Workload) {
 	s := p.cfg.Store.Snapshot()
-	from := s.ByIP(p.cfg.Network, client.Addr())
+	from := s.ByIP(p.cfg.Network, src.Addr())
 	l := telemetry.Labels{Source: peer(from), Destination: peer(local)}
 	l.Destination.Principal = local.Identity.String()
 	withService(&l, plan.ServiceOf(s, local, target.Port(), "", nil))

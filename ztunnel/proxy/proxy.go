@@ -71,6 +71,7 @@ type Config struct {
 	PoolStreams     uint32        // on one tunnel that we open; 0 is the default
 	DrainTimeout    time.Duration // for connections to end once Drain is called
 	Hold            Hold
+	Settle          time.Duration // how long after Start the redirection may not be in place; default 5 s
 }
 
 // Tristate is a choice that may be left to what the kernel allows.
@@ -98,7 +99,7 @@ type Proxy struct {
 	stopping, stopWork context.CancelCauseFunc
 	listeners          []*net.TCPListener
 	running            sync.WaitGroup
-	notMeshed          []netns.TCPConn // established before the pod was enrolled
+	bypass             bypass
 	once               sync.Once
 }
 
@@ -118,11 +119,8 @@ func New(cfg Config) *Proxy {
 func (p *Proxy) Start(ctx context.Context) error {
 	p.life, p.stopping = context.WithCancelCause(ctx)
 	p.draining, p.stopWork = context.WithCancelCause(p.life)
-	if established, err := p.cfg.NetNS.Established(); err != nil {
-		p.log.Warn("established connections are not known", telemetry.KeyError, err)
-	} else {
-		p.noteNotMeshed(established)
-	}
+	p.bypass = bypass{settling: true, dialled: map[netns.TCPConn]bool{}, dialling: map[netip.AddrPort]int{}}
+	p.notYetMeshed()
 	serve := []struct {
 		port  uint16
 		serve func(*net.TCPConn)
@@ -145,6 +143,7 @@ func (p *Proxy) Start(ctx context.Context) error {
 		p.running.Go(func() { p.accept(l, s.serve) })
 	}
 	p.running.Go(p.watchPolicies)
+	p.running.Go(p.settle)
 	return nil
 }
 

@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http/httptest"
@@ -323,6 +324,76 @@ func TestHoldIsBounded(t *testing.T) {
 	wantClosed(t, second)
 	web.wantReason(telemetry.UnknownSource)
 	web.wantReason(telemetry.UnknownSource)
+}
+
+// TestHeldClientThatLeavesIsForgotten: it frees its place at once, and one that
+// only sends no more is held on.
+func TestHeldClientThatLeavesIsForgotten(t *testing.T) {
+	w := newWorld(t)
+	web, shop := w.pod("web"), w.pod("shop")
+	shop.serve(8080, echo)
+	held := func(n int64) {
+		t.Helper()
+		eventually(t, fmt.Sprintf("%d are held", n), func() bool { return web.proxy.held.waiting.Load() == n })
+	}
+	for name, leave := range map[string]func(*net.TCPConn){
+		"closes":                func(c *net.TCPConn) { _ = c.Close() },
+		"closes after a word":   func(c *net.TCPConn) { _, _ = io.WriteString(c, "x"); _ = c.Close() },
+		"resets":                func(c *net.TCPConn) { _ = c.SetLinger(0); _ = c.Close() },
+		"resets after a word":   func(c *net.TCPConn) { _, _ = io.WriteString(c, "x"); _ = c.SetLinger(0); _ = c.Close() },
+		"resets after half":     func(c *net.TCPConn) { _ = c.CloseWrite(); _ = c.SetLinger(0); _ = c.Close() },
+		"closes, captured late": nil,
+	} {
+		if leave == nil { // it has left before it is held
+			late := make(chan struct{})
+			c := web.connect(func(conn *net.TCPConn) { <-late; web.proxy.outbound(conn, shop.addr(8080)) })
+			_ = c.Close()
+			close(late)
+		} else {
+			c := web.dial(shop.addr(8080))
+			held(1)
+			leave(c)
+		}
+		if l := web.wantReason(telemetry.UnknownSource); !strings.Contains(l.Err.Error(), "the client has gone") {
+			t.Errorf("client %s: %v", name, l.Err)
+		}
+		held(0)
+	}
+	half := web.dial(shop.addr(8080))
+	held(1)
+	_, _ = io.WriteString(half, "hello\n")
+	_ = half.CloseWrite()
+	w.apply(web.message(), shop.message())
+	if got, err := io.ReadAll(half); err != nil || string(got) != "hello\n" {
+		t.Errorf("half-closed while held: got %q, %v", got, err)
+	}
+}
+
+// TestHeldForACertificate is the same for the other things that are waited for.
+func TestHeldForACertificate(t *testing.T) {
+	w := newWorld(t)
+	w.certificate = func(ctx context.Context, _ spiffe.ID) (*mtls.Certificate, error) {
+		<-ctx.Done()
+		return nil, context.Cause(ctx)
+	}
+	web, shop := w.pod("web"), w.pod("shop")
+	w.apply(web.message(), shop.message(func(m *api.Workload) { m.AuthorizationPolicies = []string{"shop/late"} }))
+	out := web.dial(shop.addr(8080))
+	eventually(t, "it is held", func() bool { return web.proxy.held.waiting.Load() == 1 })
+	_ = out.Close()
+	web.wantReason(telemetry.IdentityUnavailable)
+	plain := web.plain(shop, 8080)
+	eventually(t, "it is held", func() bool { return shop.proxy.held.waiting.Load() == 1 })
+	_ = plain.Close()
+	shop.wantReason(telemetry.PolicyMissing)
+	tunnel, err := web.NS.Dial(t.Context(), shop.addr(15008), noOptions)
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it is held", func() bool { return shop.proxy.held.waiting.Load() == 1 })
+	_, _ = io.WriteString(tunnel, "hello")
+	_ = tunnel.Close()
+	shop.wantReason(telemetry.IdentityUnavailable)
 }
 
 func TestMissingPolicyIsHeldThenRefused(t *testing.T) {

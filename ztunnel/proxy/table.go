@@ -6,8 +6,6 @@ import (
 	"slices"
 	"sync"
 
-	"github.com/ambit-mesh/ambit/apis/mesh"
-	"github.com/ambit-mesh/ambit/ztunnel/netns"
 	"github.com/ambit-mesh/ambit/ztunnel/rbac"
 	"github.com/ambit-mesh/ambit/ztunnel/telemetry"
 )
@@ -141,57 +139,8 @@ func (p *Proxy) Connections() Connections {
 	bySource := func(a, b Connection) int { return cmp.Compare(a.Src, b.Src) }
 	slices.SortFunc(d.Inbound, bySource)
 	slices.SortFunc(d.Outbound, bySource)
-	for _, c := range p.stillNotMeshed() {
+	for _, c := range p.notYetMeshed() {
 		d.NotYetMeshed = append(d.NotYetMeshed, Pair(c))
 	}
 	return d
-}
-
-// noteNotMeshed remembers the connections that the pod had before its proxy
-// started. Those of a predecessor of this process are none of them: what ends
-// at a port of ztunnel, what was captured by it, and pairs with both ends in
-// the pod.
-func (p *Proxy) noteNotMeshed(established []netns.TCPConn) {
-	captured := map[netip.AddrPort]bool{}
-	here := map[netns.TCPConn]bool{}
-	for _, c := range established {
-		here[c] = true
-		if c.Local.Port() == mesh.PortOutbound {
-			captured[c.Remote] = true
-		}
-	}
-	p.notMeshed = slices.DeleteFunc(established, func(c netns.TCPConn) bool {
-		return c.Remote.Addr().IsLoopback() || ownPort(c.Local.Port()) || ownPort(c.Remote.Port()) ||
-			captured[c.Local] || here[netns.TCPConn{Local: c.Remote, Remote: c.Local}]
-	})
-	if n := len(p.notMeshed); n > 0 {
-		p.log.Info("connections not yet meshed", telemetry.KeyCount, n)
-	}
-}
-
-func ownPort(port uint16) bool {
-	return port == mesh.PortOutbound || port == mesh.PortInboundPlain || port == mesh.PortHBONE
-}
-
-// stillNotMeshed returns those of them that are open still.
-func (p *Proxy) stillNotMeshed() []netns.TCPConn {
-	if len(p.notMeshed) == 0 {
-		return nil
-	}
-	now, err := p.cfg.NetNS.Established()
-	if err != nil {
-		p.log.Warn("established connections are not known", telemetry.KeyError, err)
-		return p.notMeshed
-	}
-	open := make(map[netns.TCPConn]bool, len(now))
-	for _, c := range now {
-		open[c] = true
-	}
-	var out []netns.TCPConn
-	for _, c := range p.notMeshed {
-		if open[c] {
-			out = append(out, c)
-		}
-	}
-	return out
 }

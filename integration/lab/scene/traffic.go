@@ -166,106 +166,49 @@ func Locals(requests []Request) map[string]bool {
 
 // Packet is one TCP packet as it passed a node.
 type Packet struct {
-	Node  string
-	Src   string `json:"src"`
-	Dst   string `json:"dst"`
-	Flags string `json:"flags"`
-	Len   int    `json:"len"`
-	HTTP  string `json:"http"`
-	TLS   bool   `json:"tls"`
+	Node string
+	lab.Packet
 }
 
 // Port reports whether the packet goes to or comes from the port.
-func (p Packet) Port(port string) bool {
-	return strings.HasSuffix(p.Src, ":"+port) || strings.HasSuffix(p.Dst, ":"+port)
+func (p Packet) Port(port uint16) bool { return p.Source.Port() == port || p.Target.Port() == port }
+
+// String returns the form "n1: 10.244.1.4:42 > 10.244.2.5:9080 SYN".
+func (p Packet) String() string {
+	return strings.TrimSpace(fmt.Sprintf("%s: %s > %s %s %s", p.Node, p.Source, p.Target, p.Flags, p.HTTP))
 }
 
-// Capture records packets on nodes.
+// Capture records what goes between nodes.
 type Capture struct {
-	inputs []*os.File
-	ended  sync.WaitGroup
-
-	mu      sync.Mutex
-	ready   int
-	packets []Packet
-	err     error
+	nodes    []string
+	captures []*lab.Capture
 }
 
-// Capture starts recording on all interfaces of the nodes and returns once it
-// does.
+// Capture starts recording on the nodes' links and returns when nothing is
+// missed any more.
 func (s *Scene) Capture(ctx context.Context, nodes ...string) (*Capture, error) {
-	c := &Capture{}
+	c := &Capture{nodes: nodes}
 	for _, node := range nodes {
-		near, far, err := os.Pipe()
+		capture, err := s.Lab.Capture(ctx, "node/"+node, "eth0", 0)
 		if err != nil {
-			return nil, err
+			_, stopErr := c.Stop()
+			return nil, errors.Join(err, stopErr)
 		}
-		c.inputs = append(c.inputs, far)
-		reader, writer := io.Pipe()
-		c.ended.Go(func() {
-			var errOut bytes.Buffer
-			code, err := s.Lab.Exec(ctx, "node/"+node, []string{"lab", "capture"}, lab.Stdio{In: near, Out: writer, Err: &errOut})
-			_ = near.Close()
-			_ = writer.Close()
-			if err == nil && code != 0 {
-				err = &ExitError{Code: code, Output: errOut.String()}
-			}
-			c.fail(err)
-		})
-		c.ended.Go(func() { c.read(node, reader) })
+		c.captures = append(c.captures, capture)
 	}
-	err := Await(ctx, "the capture is on", func(context.Context) error {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		if c.ready < len(nodes) {
-			return errors.Join(fmt.Errorf("%d of %d nodes", c.ready, len(nodes)), c.err)
-		}
-		return nil
-	})
-	return c, err
+	return c, nil
 }
 
-func (c *Capture) fail(err error) {
-	c.mu.Lock()
-	c.err = errors.Join(c.err, err)
-	c.mu.Unlock()
-}
-
-func (c *Capture) read(node string, reader io.Reader) {
-	lines := bufio.NewScanner(reader)
-	lines.Buffer(nil, 1<<20)
-	for lines.Scan() {
-		var line struct {
-			Capturing bool `json:"capturing"`
-			Packet
-		}
-		err := json.Unmarshal(lines.Bytes(), &line)
-		c.mu.Lock()
-		switch {
-		case err != nil:
-			c.err = errors.Join(c.err, err)
-		case line.Capturing:
-			c.ready++
-		default:
-			line.Node = node
-			c.packets = append(c.packets, line.Packet)
-		}
-		c.mu.Unlock()
-	}
-}
-
-// Packets returns what there is so far.
-func (c *Capture) Packets() []Packet {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return append([]Packet(nil), c.packets...)
-}
-
-// Stop ends the capture and returns everything.
+// Stop ends the recording and returns everything.
 func (c *Capture) Stop() ([]Packet, error) {
-	for _, input := range c.inputs {
-		_ = input.Close()
+	var packets []Packet
+	var errs error
+	for i, capture := range c.captures {
+		captured, err := capture.Stop()
+		errs = errors.Join(errs, err)
+		for _, p := range captured {
+			packets = append(packets, Packet{Node: c.nodes[i], Packet: p})
+		}
 	}
-	c.ended.Wait()
-	return c.packets, c.err
+	return packets, errs
 }

@@ -24,6 +24,7 @@ test: ## run all tests, with the race detector; says what was skipped and why
 
 lint: ## run the linters, pinned in integration/tools
 	CGO_ENABLED=0 go tool -modfile=integration/tools/go.mod golangci-lint run ./...
+	cd integration/tools && CGO_ENABLED=0 go tool golangci-lint run --config ../../.golangci.yml ./...
 
 gen: ## generate code and CRDs again from their sources
 	go -C integration/tools run ./protogen ../..

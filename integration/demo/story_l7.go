@@ -60,7 +60,7 @@ func (d *demo) canary(ctx context.Context) error {
 	if err := d.Label("Service", "reviews", "istio.io/use-waypoint", "waypoint"); err != nil {
 		return err
 	}
-	if err := d.AddSample("networking/destination-rule-reviews.yaml"); err != nil {
+	if err := d.apply("networking/destination-rule-reviews.yaml"); err != nil {
 		return err
 	}
 	if err := d.apply(virtualService); err != nil {

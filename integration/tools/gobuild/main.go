@@ -52,8 +52,7 @@ func run(ctx context.Context, dir string, args []string) (int, error) {
 	}
 	err = command.Wait()
 	p.end(err == nil)
-	var exit *exec.ExitError
-	if errors.As(err, &exit) {
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
 		return max(exit.ExitCode(), 1), nil
 	}
 	return 0, err

@@ -49,7 +49,7 @@ func generate(ctx context.Context, root string) error {
 	}
 	request := &pluginpb.CodeGeneratorRequest{
 		FileToGenerate: names,
-		Parameter:      proto.String("paths=source_relative"),
+		Parameter:      new("paths=source_relative"),
 	}
 	seen := map[string]bool{}
 	for _, file := range files {

@@ -80,8 +80,7 @@ func run(ctx context.Context, dir string, args []string, out io.Writer) (int, er
 	}
 	err = command.Wait()
 	r.end(time.Since(began))
-	var exit *exec.ExitError
-	if errors.As(err, &exit) {
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
 		return max(exit.ExitCode(), 1), nil
 	}
 	return 0, err

@@ -136,6 +136,12 @@ func TestMeshConfigKeepsTheLastGood(t *testing.T) {
 	}
 	c.write("mesh.yaml", config("trustDomain: example.net"))
 	z.await("trust domain", domain("example.net"))
+	c.eventually("the ConfigMap's status", func() string {
+		if _, err := manifest.NewStore(filepath.Join(c.state, "status")).Get(key); err == nil {
+			return "it is still there although every key is read"
+		}
+		return ""
+	})
 }
 
 func TestKindsThatNobodyReadsAreNamed(t *testing.T) {

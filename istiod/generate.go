@@ -16,7 +16,9 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/ambit-mesh/ambit/apis/manifest"
@@ -24,6 +26,7 @@ import (
 	"github.com/ambit-mesh/ambit/istiod/collection"
 	"github.com/ambit-mesh/ambit/istiod/deploy"
 	"github.com/ambit-mesh/ambit/istiod/gateway"
+	"github.com/ambit-mesh/ambit/istiod/model"
 	"github.com/ambit-mesh/ambit/istiod/source"
 )
 
@@ -33,12 +36,14 @@ const retryAfter = time.Second
 // deployment is what a waypoint Gateway needs to run, or why it cannot be made.
 type deployment struct {
 	gateway string
-	objects deploy.Objects
+	objects []runtime.Object
+	users   []string // objects of the user under the names of ours
 	err     error
 }
 
 func sameDeployment(a, b deployment) bool {
-	return a.gateway == b.gateway && sameError(a.err, b.err) && reflect.DeepEqual(a.objects, b.objects)
+	return a.gateway == b.gateway && sameError(a.err, b.err) &&
+		slices.Equal(a.users, b.users) && reflect.DeepEqual(a.objects, b.objects)
 }
 
 func sameError(a, b error) bool {
@@ -69,12 +74,36 @@ func (v *views) deployments(o *source.Objects, image string) *collection.Derived
 					opts.Overlays = []deploy.Overlay{{Source: "ConfigMap " + g.Namespace + "/" + name, Data: config.Data}}
 				}
 			}
+			var objects deploy.Objects
 			if err == nil {
-				out.objects, err = deploy.Waypoint(g, opts)
+				objects, err = deploy.Waypoint(g, opts)
 			}
-			out.err = err
+			if out.err = err; err == nil {
+				claim(c, &out, objects.ServiceAccount, o.ServiceAccounts)
+				claim(c, &out, objects.Deployment, o.Deployments)
+				claim(c, &out, objects.Service, o.Services)
+			}
 			return []deployment{out}
 		})
+}
+
+// claim takes an object into the deployment unless the user has one of that
+// name: what is not marked as managed is left alone, spec/control-plane.md §6.2.
+func claim[T interface {
+	runtime.Object
+	metav1.Object
+}](c *collection.Context, d *deployment, wanted T, existing collection.Collection[T]) {
+	name := model.Key(wanted.GetNamespace(), wanted.GetName())
+	if there, ok := collection.Fetch(c, existing, name); ok && !managed(there) {
+		d.users = append(d.users, wanted.GetObjectKind().GroupVersionKind().Kind+" "+name)
+		return
+	}
+	d.objects = append(d.objects, wanted)
+}
+
+// managed reports whether istiod has made the object.
+func managed(o metav1.Object) bool {
+	return o.GetLabels()[mesh.LabelGatewayManaged] == mesh.ManagedMeshController
 }
 
 // generator writes the objects that a cluster's controllers would: waypoints
@@ -154,7 +183,7 @@ func (g *generator) deploy(e collection.Event[deployment]) {
 			if e.New.err != nil {
 				return nil // the Gateway's status says it; what runs goes on
 			}
-			for _, o := range e.New.objects.List() {
+			for _, o := range e.New.objects {
 				body, err := manifest.ToUnstructured(o)
 				if err != nil {
 					return err
@@ -190,7 +219,7 @@ func (g *generator) removeManaged(which func(*unstructured.Unstructured) bool) e
 	}
 	for _, o := range stored {
 		made := slices.Contains([]string{"Deployment", "Service", "ServiceAccount"}, o.GetKind())
-		if !made || o.GetLabels()[mesh.LabelGatewayManaged] != mesh.ManagedMeshController || !which(o) {
+		if !made || !managed(o) || !which(o) {
 			continue
 		}
 		if err := g.store.Delete(manifest.KeyOf(o)); err != nil {
@@ -213,9 +242,12 @@ var kept = [][]string{
 }
 
 // apply writes an object when it differs from what is stored. What the cluster
-// has added to it stays.
+// has added to it stays, and so does a whole object that is not ours.
 func (g *generator) apply(body *unstructured.Unstructured) error {
 	err := g.store.Update(manifest.KeyOf(body), func(o *unstructured.Unstructured) error {
+		if managed(body) && !managed(o) {
+			return nil // the user's; the Gateway's status will say so
+		}
 		merged := body.DeepCopy()
 		for _, path := range kept {
 			_, wanted, _ := unstructured.NestedFieldNoCopy(merged.Object, path...)

@@ -14,6 +14,11 @@ import (
 type views struct {
 	clusterDomain string
 
+	// remembered are the host names of waypoints that have been ready in an
+	// earlier life of istiod, by Gateway, until the Gateway goes. It is filled
+	// before the source runs and then guarded by the graph's lock.
+	remembered map[string]string
+
 	meshes     *collection.Derived[model.Mesh] // one item, key meshKey
 	namespaces *collection.Derived[model.Namespace]
 	nodes      *collection.Derived[model.Node]
@@ -44,7 +49,7 @@ const meshKey = "mesh"
 // newViews makes the collections. Reads source.Objects, produces the values
 // that the resources and statuses are made of.
 func newViews(o *source.Objects, cfg Config) *views {
-	v := &views{clusterDomain: cfg.ClusterDomain}
+	v := &views{clusterDomain: cfg.ClusterDomain, remembered: map[string]string{}}
 	v.single(o, cfg)
 	v.joined(o)
 	return v
@@ -124,6 +129,13 @@ func (v *views) joined(o *source.Objects) {
 			class, _ := collection.Fetch(c, o.GatewayClasses, string(gateway.Spec.GatewayClassName))
 			return []model.Waypoint{v.addressed(c, model.NewWaypoint(gateway, class))}
 		})
+	collection.Sink(o.Gateways, func(events []collection.Event[*gatewayObject]) {
+		for _, event := range events {
+			if event.New == nil {
+				delete(v.remembered, event.Key)
+			}
+		}
+	})
 	v.members = collection.Derive(g, "members", v.endpoints, byName(model.Member.Key),
 		func(c *collection.Context, e model.Endpoints) []model.Member {
 			if s, ok := collection.Fetch(c, v.services, e.Service.String()); !ok || len(s.Selector) > 0 {
@@ -160,11 +172,14 @@ func (v *views) joined(o *source.Objects) {
 }
 
 // addressed gives a waypoint its address once its Service has a ready
-// endpoint. It keeps it while the Gateway exists, so that a restart of its pods
-// does not take the waypoint away from what it guards.
+// endpoint. It keeps it while the Gateway exists, so that a restart of its pods,
+// or of istiod, does not take the waypoint away from what it guards.
 func (v *views) addressed(c *collection.Context, w model.Waypoint) model.Waypoint {
 	if w.Class != mesh.WaypointGatewayClass {
 		return w
+	}
+	if reached := w.WithAddress(v.clusterDomain); v.remembered[w.Name.String()] == reached.Hostname {
+		return reached
 	}
 	for _, before := range collection.Previous[model.Waypoint](c) {
 		if before.Ready() && before.Service == w.Service && before.Class == w.Class {

@@ -97,7 +97,11 @@ type Istiod struct {
 	generated   *generator
 	generatedIn *manifest.Store
 	verify      authn.Verify
-	unreadKinds map[string]bool // logged once; of the source's goroutine
+
+	// Of the source's goroutine:
+	unreadKinds map[string]bool // logged once
+	untaken     map[string]bool // files and Gateways whose present version is refused
+	tidied      bool
 
 	loaded    chan struct{} // closed after the first load
 	serving   atomic.Bool
@@ -117,12 +121,12 @@ func New(cfg Config) (*Istiod, error) {
 	i := &Istiod{
 		cfg: cfg, log: cmp.Or(cfg.Log, slog.New(slog.DiscardHandler)), metrics: prometheus.NewRegistry(),
 		loaded: make(chan struct{}), listening: make(chan struct{}),
-		unreadKinds: map[string]bool{},
+		unreadKinds: map[string]bool{}, untaken: map[string]bool{},
 	}
 	i.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 
 	// Reads the key file, produces who is calling.
-	jwks, err := authn.NewJWKS(authn.JWKSConfig{File: cfg.JWKSFile, Issuer: cfg.JWTIssuer, Audience: cfg.JWTAudience})
+	jwks, err := authn.NewJWKS(authn.JWKSConfig{File: cfg.JWKSFile, Issuer: cfg.JWTIssuer, Audience: cfg.JWTAudience, Log: i.log})
 	if err != nil {
 		return nil, err
 	}
@@ -171,7 +175,7 @@ func (i *Istiod) wire() {
 	i.distribute()
 
 	// Reads objects and views, produces statuses.
-	i.statuses = status.NewWriter(status.Config{Store: manifest.NewStore(filepath.Join(i.cfg.StateDir, "status")), Log: i.log})
+	i.statuses = status.NewWriter(status.Config{Store: i.statusStore(), Log: i.log})
 	for _, from := range i.l7.statements(i.objects, i.deployments) {
 		collection.Sink(from, func(events []collection.Event[statement]) {
 			for _, event := range events {
@@ -191,13 +195,18 @@ func (i *Istiod) Run(ctx context.Context) error {
 
 	// Reads the state of all parts, produces metrics, readiness and dumps.
 	server := xds.NewServer(xds.Config{
-		Store: i.store, Authorize: i.authorize, Ready: i.serving.Load, Log: i.log, Metrics: i.metrics,
+		Store: i.store, Authenticate: i.authenticate, Authorize: i.authorize, Ready: i.serving.Load, Log: i.log, Metrics: i.metrics,
 	})
 	monitor, err := net.Listen("tcp", net.JoinHostPort(i.cfg.ListenAddress, strconv.Itoa(i.cfg.MonitoringPort)))
 	if err != nil {
 		return fmt.Errorf("monitoring: %w", err)
 	}
 	group.Go(func() error { return i.monitor(ctx, monitor, server) })
+
+	// Reads the statuses of before, produces the waypoints that have been ready.
+	if err := i.remember(); err != nil {
+		return stopped(group, monitor, err)
+	}
 
 	// Reads manifests, produces objects, and with them everything derived.
 	group.Go(func() error { return i.source.Run(ctx) })
@@ -207,7 +216,6 @@ func (i *Istiod) Run(ctx context.Context) error {
 		return group.Wait()
 	}
 	i.log.Info("first load done", slog.Int("pods", i.objects.Pods.Len()), slog.Int("services", i.objects.Services.Len()))
-	i.statuses.Synced()
 	group.Go(func() error { return i.statuses.Run(ctx) })
 
 	// Reads the authority's Secret, or makes it; produces the signer.
@@ -218,7 +226,6 @@ func (i *Istiod) Run(ctx context.Context) error {
 
 	// Reads what has been noted of namespaces and waypoints, produces their objects.
 	i.generated.setRoot(authority.RootPEM())
-	i.generated.sweep(func(gateway string) bool { _, ok := i.deployments.Get(gateway); return ok })
 	group.Go(func() error { return i.generated.Run(ctx) })
 
 	// Reads the store and the authority, produces xDS and certificates.

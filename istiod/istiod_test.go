@@ -117,7 +117,10 @@ func TestCertificates(t *testing.T) {
 }
 
 func TestWhoMayOpenAStream(t *testing.T) {
-	c := start(t, shop())
+	files := shop()
+	files["objects/pod.fake.yaml"] = podManifest("shop", "fake", "client", "n1", "10.244.1.7", mesh.LabelGatewayName+": nowhere")
+	files["objects/pod.z2.yaml"] = podManifest("istio-system", "ztunnel-n2", "ztunnel", "n2", "10.89.0.12", "app: ztunnel")
+	c := start(t, files)
 	tests := []struct {
 		name, kind, namespace, account, pod, claims string
 		want                                        codes.Code
@@ -126,6 +129,9 @@ func TestWhoMayOpenAStream(t *testing.T) {
 		{"an application as ztunnel", "ztunnel", "shop", "client", "client", "shop", codes.PermissionDenied},
 		{"an application as somebody of another namespace", "sidecar", "shop", "client", "client", "istio-system", codes.PermissionDenied},
 		{"an application as waypoint", "waypoint", "shop", "client", "client", "shop", codes.PermissionDenied},
+		{"an application as a proxy that nobody serves", "sidecar", "shop", "client", "client", "shop", codes.PermissionDenied},
+		{"a pod whose label names no Gateway, as waypoint", "waypoint", "shop", "client", "fake", "shop", codes.PermissionDenied},
+		{"a pod of another node than its token says", "ztunnel", "istio-system", "ztunnel", "ztunnel-n2", "istio-system", codes.Unauthenticated},
 		{"a pod that is gone", "ztunnel", "istio-system", "ztunnel", "ztunnel-n9", "istio-system", codes.Unauthenticated},
 	}
 	for _, test := range tests {
@@ -143,6 +149,9 @@ func TestWhoMayOpenAStream(t *testing.T) {
 				t.Errorf("%s: stream ended with %v, want %v", test.name, got, test.want)
 			}
 		})
+	}
+	if got := strings.Count(c.logged(), "proxies of type"); got != 1 {
+		t.Errorf("a refusal was logged %d times, want once", got)
 	}
 	if _, err := c.request("nonsense", ""); grpcstatus.Code(err) != codes.Unauthenticated {
 		t.Errorf("a token that is none: %v, want Unauthenticated", err)

@@ -15,18 +15,27 @@ import (
 func (i *Istiod) report(r source.Report) {
 	for _, file := range r.Broken {
 		i.log.Warn("manifest file not taken; its last good objects stay", slog.String("file", at(file.File, file.Line)), slog.String("reason", file.Reason))
+		i.untaken[file.File] = true
 		i.statuses.File(file.File, errors.New(at(file.File, file.Line)+": "+file.Reason))
 	}
 	for _, file := range r.Mended {
 		i.log.Info("manifest file taken again", slog.String("file", file))
+		delete(i.untaken, file)
 		i.statuses.File(file, nil)
 	}
 	for _, o := range r.Invalid {
 		i.log.Warn("object not taken; its last good version stays", attributes(o)...)
 		i.statuses.Set(status.WriterValidation, o.Key, status.Invalid(0, message(o)))
+		if o.Key.Kind == "Gateway" {
+			i.untaken[o.Key.String()] = true
+		}
 	}
 	for _, key := range r.Valid {
+		delete(i.untaken, key.String())
 		i.statuses.Set(status.WriterValidation, key, status.Status{})
+	}
+	for _, key := range r.Unwarned {
+		i.statuses.Set(status.WriterFields, key, status.Status{})
 	}
 	warned := map[string][]model.Notice{}
 	for _, o := range r.Warnings {
@@ -37,6 +46,7 @@ func (i *Istiod) report(r source.Report) {
 		i.statuses.Set(status.WriterFields, notices[0].Object, status.Fields(0, notices))
 	}
 	i.reportUnread(r.Unread)
+	i.tidy()
 }
 
 // reportUnread logs each kind that is not read once, and says so on the objects

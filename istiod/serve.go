@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
@@ -129,51 +130,75 @@ func (i *Istiod) version() any {
 	return out
 }
 
-// authorize decides what a proxy may see, spec/control-plane.md §3.1. The
-// caller must be a pod that lives; what it says of itself must agree with its
-// token. A pod of a waypoint Gateway also gets what is that waypoint's alone.
-func (i *Istiod) authorize(ctx context.Context, node *corev3.Node) ([]string, error) {
+// callerKey is under which a stream's context has its authn.Caller.
+type callerKey struct{}
+
+// What a refused proxy is told; the log has the reason.
+var (
+	errUnauthenticated = grpcstatus.Error(codes.Unauthenticated, "not authenticated")
+	errNotPermitted    = grpcstatus.Error(codes.PermissionDenied, "node is not permitted")
+)
+
+// authenticate says who opens a stream, spec/control-plane.md §3.1: the caller
+// must be a pod that lives, on the node that its token names.
+func (i *Istiod) authenticate(ctx context.Context) (context.Context, error) {
 	token, err := authn.BearerToken(ctx)
 	if err != nil {
-		return nil, i.unauthenticated(err)
+		return nil, fmt.Errorf("%w: %w", errUnauthenticated, err)
 	}
 	caller, err := i.verify(ctx, token)
 	if err != nil {
-		return nil, i.unauthenticated(err)
+		return nil, fmt.Errorf("%w: %w", errUnauthenticated, err)
 	}
+	if _, err := i.callerPod(caller); err != nil {
+		return nil, err
+	}
+	return context.WithValue(ctx, callerKey{}, caller), nil
+}
+
+// callerPod returns the live pod that a token is bound to.
+func (i *Istiod) callerPod(caller authn.Caller) (model.Pod, error) {
 	pod, ok := i.views.pods.Get(model.Key(caller.Namespace, caller.Pod.Name))
-	if !caller.Bound() || !ok || pod.UID != caller.Pod.UID || pod.ServiceAccount != caller.ServiceAccount || pod.Terminal() {
-		return nil, i.unauthenticated(errors.New("token is not bound to a pod that lives: " + caller.String()))
+	switch {
+	case !caller.Bound() || !ok || pod.UID != caller.Pod.UID || pod.ServiceAccount != caller.ServiceAccount || pod.Terminal():
+		return model.Pod{}, fmt.Errorf("%w: token is not bound to a pod that lives: %s", errUnauthenticated, caller)
+	case caller.Node != "" && caller.Node != pod.Node:
+		return model.Pod{}, fmt.Errorf("%w: caller's pod is on node %q: %s", errUnauthenticated, pod.Node, caller)
+	}
+	return pod, nil
+}
+
+// authorize decides what a proxy may see. What it says of itself must agree with
+// its token, and it must be of a type that is served: a trusted ztunnel, or a
+// pod of a waypoint Gateway, which also gets what is that waypoint's alone.
+func (i *Istiod) authorize(ctx context.Context, node *corev3.Node) ([]string, error) {
+	caller, _ := ctx.Value(callerKey{}).(authn.Caller)
+	pod, err := i.callerPod(caller)
+	if err != nil {
+		return nil, err
 	}
 	fields := node.GetMetadata().GetFields()
 	if got := fields["NAMESPACE"].GetStringValue(); got != caller.Namespace {
-		return nil, grpcstatus.Errorf(codes.PermissionDenied, "node metadata NAMESPACE is %q, the caller's is %q", got, caller.Namespace)
+		return nil, fmt.Errorf("%w: node metadata NAMESPACE is %q: %s", errNotPermitted, got, caller)
 	}
 	if got := fields["SERVICE_ACCOUNT"].GetStringValue(); got != "" && got != caller.ServiceAccount {
-		return nil, grpcstatus.Errorf(codes.PermissionDenied, "node metadata SERVICE_ACCOUNT is %q, the caller's is %q", got, caller.ServiceAccount)
+		return nil, fmt.Errorf("%w: node metadata SERVICE_ACCOUNT is %q: %s", errNotPermitted, got, caller)
 	}
-	kind, _, _ := strings.Cut(node.GetId(), "~")
-	switch kind {
+	switch kind, _, _ := strings.Cut(node.GetId(), "~"); kind {
 	case mesh.NodeTypeZtunnel:
 		if !slices.Contains(i.cfg.TrustedNodeAccounts, caller.Namespace+"/"+caller.ServiceAccount) {
-			return nil, grpcstatus.Errorf(codes.PermissionDenied,
-				"%s/%s is no account of ztunnel; see CA_TRUSTED_NODE_ACCOUNTS", caller.Namespace, caller.ServiceAccount)
+			return nil, fmt.Errorf("%w: no account of ztunnel, see CA_TRUSTED_NODE_ACCOUNTS: %s", errNotPermitted, caller)
 		}
 		return nil, nil
 	case mesh.NodeTypeWaypoint:
-		gateway := pod.Labels[mesh.LabelGatewayName]
-		if gateway == "" {
-			return nil, grpcstatus.Errorf(codes.PermissionDenied, "pod %s has no label %s", pod.Name, mesh.LabelGatewayName)
+		name := model.Name{Namespace: caller.Namespace, Name: pod.Labels[mesh.LabelGatewayName]}
+		if w, ok := i.views.waypoints.Get(name.String()); !ok || w.Class != mesh.WaypointGatewayClass {
+			return nil, fmt.Errorf("%w: label %s of the pod names no waypoint Gateway: %s", errNotPermitted, mesh.LabelGatewayName, caller)
 		}
-		return []string{model.WaypointScope(model.Name{Namespace: caller.Namespace, Name: gateway})}, nil
+		return []string{model.WaypointScope(name)}, nil
+	default:
+		return nil, fmt.Errorf("%w: proxies of type %.32q are not served: %s", errNotPermitted, kind, caller)
 	}
-	return nil, nil
-}
-
-// unauthenticated logs why and tells the caller nothing.
-func (i *Istiod) unauthenticated(err error) error {
-	i.log.Warn("xds stream refused", slog.Any("error", err))
-	return grpcstatus.Error(codes.Unauthenticated, "not authenticated")
 }
 
 // podDirectory is the CA's view of the pods as they are now.

@@ -155,7 +155,7 @@ func (l *l7Views) gatewayStatus(c *collection.Context, in *gatewayv1.Gateway, de
 	key := in.Namespace + "/" + in.Name
 	inputs := gateway.Inputs{Gateway: in}
 	if deployed, ok := collection.Fetch(c, deployments, key); ok {
-		inputs.Parameters = deployed.err
+		inputs.Parameters, inputs.Users = deployed.err, deployed.users
 	}
 	waypoint, _ := collection.Fetch(c, l.waypoints, key)
 	if s, ok := collection.Fetch(c, l.services, waypoint.Service.String()); ok {

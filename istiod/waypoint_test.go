@@ -11,6 +11,7 @@ import (
 	"github.com/ambit-mesh/ambit/apis/manifest"
 	"github.com/ambit-mesh/ambit/apis/mesh"
 	workloadapi "github.com/ambit-mesh/ambit/apis/workload"
+	"github.com/ambit-mesh/ambit/istiod/status"
 )
 
 // The slice that the lab writes once the waypoint's pod is ready.
@@ -170,4 +171,75 @@ spec: {clusterIP: 10.96.9.9, selector: {gateway.networking.k8s.io/gateway-name: 
 	if slices.ContainsFunc(names(z.resources), func(name string) bool { return strings.HasPrefix(name, typeListener) }) {
 		t.Error("a ztunnel was sent a listener of the waypoint")
 	}
+}
+
+// A waypoint that has been ready guards its services when istiod starts while
+// its pod is away, also when the file of its Gateway cannot be read for a while.
+func TestWaypointOutlivesARestart(t *testing.T) {
+	files := withWaypoint()
+	files["objects/slice.yaml"] = strings.Replace(waypointSliceYAML, "READY", "true", 1)
+	c := start(t, files)
+	gateway := manifest.Key{Group: "gateway.networking.k8s.io", Kind: "Gateway", Namespace: "shop", Name: "waypoint"}
+	deployment := manifest.Key{Group: "apps", Kind: "Deployment", Namespace: "shop", Name: "waypoint"}
+	c.status(gateway, "waypoint.shop.svc.cluster.local")
+	c.generated(deployment)
+
+	c.stop()
+	c.write("objects/slice.yaml", strings.Replace(waypointSliceYAML, "READY", "false", 1))
+	c.run()
+	z := c.ztunnel()
+	z.await("first push", z.has(mesh.TypeAddress, reviews))
+	if got := z.service(reviews).GetWaypoint().GetHostname().GetHostname(); got != "waypoint.shop.svc.cluster.local" {
+		t.Errorf("after a restart of istiod the waypoint is %q: a bypass", got)
+	}
+
+	c.stop()
+	c.write("waypoint.yaml", "kind: [")
+	c.run()
+	c.status(status.FileKey(c.path("waypoint.yaml")), "waypoint.yaml:")
+	c.write("waypoint.yaml", waypointYAML)
+	z = c.ztunnel()
+	z.await("file mended", func() string {
+		if z.service(reviews).GetWaypoint() == nil {
+			return "no waypoint"
+		}
+		return ""
+	})
+	c.generated(deployment)
+}
+
+// What the user has made under the names of a waypoint's objects is the user's.
+func TestWaypointLeavesTheUsersObjectsAlone(t *testing.T) {
+	files := withWaypoint()
+	files["own.yaml"] = `apiVersion: apps/v1
+kind: Deployment
+metadata: {name: waypoint, namespace: shop}
+spec:
+  selector: {matchLabels: {app: own}}
+  template: {metadata: {labels: {app: own}}, spec: {containers: [{name: own, image: own}]}}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: waypoint, namespace: shop}
+spec: {clusterIP: 10.96.9.9, selector: {gateway.networking.k8s.io/gateway-name: waypoint}, ports: [{name: mesh, port: 15008}]}
+`
+	files["objects/slice.yaml"] = strings.Replace(waypointSliceYAML, "READY", "true", 1)
+	c := start(t, files)
+	c.generated(manifest.Key{Kind: "ServiceAccount", Namespace: "shop", Name: "waypoint"})
+	gateway := manifest.Key{Group: "gateway.networking.k8s.io", Kind: "Gateway", Namespace: "shop", Name: "waypoint"}
+	c.status(gateway, "Deployment shop/waypoint, Service shop/waypoint", "gateway.istio.io/managed")
+	for _, kind := range []manifest.Key{{Group: "apps", Kind: "Deployment"}, {Kind: "Service"}} {
+		kind.Namespace, kind.Name = "shop", "waypoint"
+		if _, err := manifest.NewStore(c.state + "/objects").Get(kind); err == nil {
+			t.Errorf("%s was written over the user's", kind)
+		}
+	}
+	z := c.ztunnel()
+	z.await("waypoint's service", z.has(mesh.TypeAddress, "shop/waypoint.shop.svc.cluster.local"))
+	if w := z.service("shop/waypoint.shop.svc.cluster.local").GetWaypoint(); w != nil {
+		t.Errorf("the waypoint's own Service has waypoint %v, itself", w)
+	}
+
+	c.remove("own.yaml")
+	c.generated(manifest.Key{Group: "apps", Kind: "Deployment", Namespace: "shop", Name: "waypoint"})
 }

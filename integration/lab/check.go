@@ -115,8 +115,11 @@ type checkResult struct {
 // refused looks for a cause that is known to lie behind a refusal.
 func refused(operation string, err error, remedy string) error {
 	e := &RefusedError{Operation: operation, Reason: err.Error(), Remedy: remedy}
+	if operation == opNamespaces && errors.Is(err, syscall.ENOSPC) {
+		e.Remedy = "A limit on namespaces is reached: raise the one in /proc/sys/user/max_*_namespaces that is too low."
+	}
 	if os.Getuid() == 0 {
-		if operation == opNamespaces {
+		if operation == opNamespaces && errors.Is(err, syscall.EPERM) {
 			e.Remedy = "The caller is root but lacks CAP_SYS_ADMIN (a container?): run it privileged, or as an ordinary user."
 		}
 		return e

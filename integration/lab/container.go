@@ -120,7 +120,6 @@ func (k *keeper) runContainer(ctx context.Context, c corev1.Container) (int, err
 	}
 	stopProbing()
 	<-probed
-	k.c.procs.signal(running, syscall.SIGKILL)
 	return running.code(), nil
 }
 

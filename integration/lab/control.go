@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 )
 
 // control answers on the control socket.
@@ -16,6 +17,9 @@ type control struct {
 	c    *cluster
 	down context.CancelFunc
 }
+
+// lastWords is how long clients have for their answers when the lab ends.
+const lastWords = time.Second
 
 // run accepts until ctx ends and returns when all requests have been answered.
 func (s *control) run(ctx context.Context, listener *net.UnixListener) error {
@@ -33,6 +37,9 @@ func (s *control) run(ctx context.Context, listener *net.UnixListener) error {
 		}
 		serving.Go(func() {
 			defer conn.Close() //nolint:errcheck // the answer has been given
+			// A client that says or reads nothing does not keep the lab from ending.
+			stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Now().Add(lastWords)) })
+			defer stop()
 			s.serve(ctx, conn)
 		})
 	}
@@ -101,8 +108,6 @@ func (s *control) exec(ctx context.Context, conn *net.UnixConn, r request, files
 	case <-ctx.Done():
 	}
 	s.c.procs.signal(running, syscall.SIGKILL)
-	// The group's other members, which may hold the output open, too.
-	_ = syscall.Kill(-running.pid, syscall.SIGKILL)
 	<-running.ended
 	return running.code(), nil
 }

@@ -104,7 +104,13 @@ func (z *zone) answer(q dns.Question) (answers, extra []dns.RR, code int) {
 		return dns.RR_Header{Name: name, Rrtype: kind, Class: dns.ClassINET, Ttl: dnsTTL}
 	}
 	if alias, ok := z.aliases[name]; ok {
-		return []dns.RR{&dns.CNAME{Hdr: header(q.Name, dns.TypeCNAME), Target: alias}}, nil, dns.RcodeSuccess
+		answers = append(answers, &dns.CNAME{Hdr: header(q.Name, dns.TypeCNAME), Target: alias})
+		if _, again := z.aliases[alias]; again || q.Qtype == dns.TypeCNAME { // one step; aliases may form a ring
+			return answers, nil, dns.RcodeSuccess
+		}
+		// Resolvers of C libraries ask no second question.
+		more, extra, _ := z.answer(dns.Question{Name: alias, Qtype: q.Qtype, Qclass: q.Qclass})
+		return append(answers, more...), extra, dns.RcodeSuccess
 	}
 	addresses, isHost := z.addresses[name]
 	targets, isService := z.targets[name]

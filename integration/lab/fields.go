@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 
+	corev1 "k8s.io/api/core/v1"
+
 	"github.com/ambit-mesh/ambit/apis/manifest"
 )
 
@@ -58,7 +60,11 @@ func unsupportedFields(o manifest.Object) []string {
 	default:
 		return nil
 	}
-	return slices.Sorted(maps.Keys(unsupported(path, value, podFields, map[string]struct{}{})))
+	found := unsupported(path, value, podFields, map[string]struct{}{})
+	if policy := value["dnsPolicy"]; policy == string(corev1.DNSDefault) || policy == string(corev1.DNSNone) {
+		found[path+".dnsPolicy"] = struct{}{} // every pod asks the lab's server
+	}
+	return slices.Sorted(maps.Keys(found))
 }
 
 // unsupported adds the paths below value that the set has not.

@@ -25,6 +25,9 @@ const stopTime = 2 * time.Second
 // Init is the life of pid 1; cmd/lab calls it when it is started as such. It
 // returns when the lab is to end, and the kernel does the rest.
 func Init(ctx context.Context) error {
+	if os.Getpid() != 1 {
+		return errors.New("this is the life of a lab's pid 1: use lab up")
+	}
 	// Other threads come and go with namespaces of their own; /proc/self is the
 	// first one's, which must stay where it is.
 	runtime.LockOSThread()
@@ -74,6 +77,7 @@ func runInit(ctx context.Context, reports *json.Encoder) error {
 	parts.Go(func() {
 		if err := server.run(answering, listener); err != nil {
 			log.Error("control", "error", err)
+			stop() // a lab that nobody can talk to
 		}
 	})
 	<-ctx.Done()
@@ -81,6 +85,9 @@ func runInit(ctx context.Context, reports *json.Encoder) error {
 	c.stopAll(stopTime)
 	end()
 	parts.Wait()
+	// The kernel would do it too, but only after it has let go of the lock, which
+	// says that nothing runs any more.
+	killAll(stopTime)
 	return failed
 }
 

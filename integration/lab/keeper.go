@@ -57,7 +57,8 @@ func (k *keeper) report(change func(p *pod)) {
 // run keeps the pod until ctx ends.
 func (k *keeper) run(ctx context.Context) {
 	var background sync.WaitGroup
-	if k.start(ctx, &background) {
+	if volumes, ok := k.start(ctx); ok {
+		background.Go(func() { volumes.run(ctx, k.log) })
 		k.report(func(p *pod) {
 			p.phase, p.reason, p.message, p.started, p.hasAddress = corev1.PodRunning, "", "", time.Now(), true
 		})
@@ -70,23 +71,18 @@ func (k *keeper) run(ctx context.Context) {
 	k.takeDown(context.WithoutCancel(ctx))
 }
 
-// start does steps 1 to 4; it returns false if ctx ended before.
-func (k *keeper) start(ctx context.Context, background *sync.WaitGroup) bool {
-	var volumes map[string]string
-	var volume *volumeKeeper
-	return k.insist(ctx, "network", false, k.connect) &&
+// start does steps 1 to 4 and returns who is to keep the volumes from then on;
+// false if ctx ended before.
+func (k *keeper) start(ctx context.Context) (*volumeKeeper, bool) {
+	var dirs map[string]string
+	volumes := newVolumeKeeper(k.c, k.pod, filepath.Join(k.dir(), "volumes"))
+	return volumes, k.insist(ctx, "network", false, k.connect) &&
 		k.insist(ctx, "volumes", true, func(context.Context) (err error) {
-			if volume == nil {
-				volume = newVolumeKeeper(k.c, k.pod, filepath.Join(k.dir(), "volumes"))
-			}
-			volumes, err = volume.fill(time.Now())
+			dirs, err = volumes.fill(time.Now())
 			return err
 		}) &&
 		k.insist(ctx, "CNI plugin", false, k.addToNetwork) &&
-		k.insist(ctx, "mounts", false, func(context.Context) error {
-			background.Go(func() { volume.run(ctx, k.log) })
-			return k.mountContainers(volumes)
-		})
+		k.insist(ctx, "mounts", false, func(context.Context) error { return k.mountContainers(dirs) })
 }
 
 // insist tries the step until it succeeds, and says what it waits for; with
@@ -172,7 +168,7 @@ func (k *keeper) mountContainers(volumes map[string]string) error {
 	at := place{mount: k.pod.node.place.mount, net: k.net}
 	places := map[string]place{}
 	for _, c := range k.pod.spec.Containers {
-		m := containerMounts{private: !k.pod.spec.HostNetwork, etc: filepath.Join(k.dir(), "etc")}
+		m := containerMounts{private: !k.pod.spec.HostNetwork, etc: filepath.Join(k.dir(), "etc"), keys: filepath.Dir(keyFile(k.c.options.StateDir))}
 		var err error
 		if m.binds, err = containerBinds(k.pod, c, volumes, k.log); err != nil {
 			return err

@@ -15,6 +15,10 @@
 // (protocol.go). Callers: cmd/lab, the demo, end-to-end tests. A [Lab] may be
 // used by several goroutines.
 //
+// A pod is no security boundary here: all run as one user, who may read the
+// state directory. The tokens of other pods and the key that signs them are out
+// of a pod's sight, so that none uses them by mistake, but not out of its reach.
+//
 // In pid 1 one goroutine, cluster.run, owns all state; pods have one goroutine
 // each that does the slow work and reports to it.
 package lab
@@ -81,6 +85,9 @@ func (l *Lab) StateDir() string { return l.stateDir }
 // PID is the lab's pid 1 as this process sees it, 0 for a lab that was opened.
 func (l *Lab) PID() int { return l.pid }
 
+// Ended is closed when the lab has ended; nil for a lab that was opened.
+func (l *Lab) Ended() <-chan struct{} { return l.ended }
+
 // Objects holds what a cluster would generate.
 func (l *Lab) Objects() *manifest.Store { return manifest.NewStore(objectsDir(l.stateDir)) }
 
@@ -140,6 +147,9 @@ func (o Options) checked() (Options, error) {
 			}
 		}
 		*dir = path
+	}
+	if o.StateDir == o.ConfigDir || strings.HasPrefix(o.StateDir, o.ConfigDir+"/") {
+		return o, fmt.Errorf("state directory %s is in that of the manifests, %s: what the lab writes would be read as the user's", o.StateDir, o.ConfigDir)
 	}
 	return o, nil
 }

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -18,31 +19,40 @@ import (
 	"github.com/ambit-mesh/ambit/integration/lab"
 )
 
-// binaries holds what the tests run; TestMain builds it.
-var binaries string
+func TestMain(m *testing.M) {
+	code := m.Run()
+	_ = os.RemoveAll(programs)
+	os.Exit(code)
+}
 
-func TestMain(m *testing.M) { os.Exit(run(m)) }
+var programs string // set by build
 
-func run(m *testing.M) int {
-	dir, err := os.MkdirTemp("", "lab-test-")
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
+// build builds what the tests run, once, when a test first wants it: the workers
+// of a fuzz run, each of which starts with TestMain, do not.
+var build = sync.OnceValue(func() error {
+	var err error
+	if programs, err = os.MkdirTemp("", "lab-test-"); err != nil {
+		return err
 	}
-	defer func() { _ = os.RemoveAll(dir) }()
-	binaries = dir
-	build := exec.Command("go", "build", "-o", dir+"/", "./cmd/lab", "./testdata/echo", "./testdata/meshstub")
+	build := exec.Command("go", "build", "-o", programs+"/", "./cmd/lab", "./testdata/echo", "./testdata/meshstub")
 	if out, err := build.CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "build: %v\n%s", err, out)
-		return 1
+		return fmt.Errorf("build: %w\n%s", err, out)
 	}
 	for _, name := range []string{"istiod", "ztunnel", "ambit-cni"} {
-		if err := os.Link(filepath.Join(dir, "meshstub"), filepath.Join(dir, name)); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			return 1
+		if err := os.Link(filepath.Join(programs, "meshstub"), filepath.Join(programs, name)); err != nil {
+			return err
 		}
 	}
-	return m.Run()
+	return nil
+})
+
+// binaries is the directory of what the tests run.
+func binaries(t *testing.T) string {
+	t.Helper()
+	if err := build(); err != nil {
+		t.Fatal(err)
+	}
+	return programs
 }
 
 // bed is a running lab with the manifests of testdata.
@@ -57,7 +67,7 @@ func start(t *testing.T, change func(*lab.Options)) *bed {
 	config := t.TempDir()
 	copyFile(t, "testdata/manifests/apps.yaml", filepath.Join(config, "apps.yaml"))
 	options := lab.Options{
-		Binary: filepath.Join(binaries, "lab"), BinDir: binaries, ConfigDir: config, StateDir: t.TempDir(),
+		Binary: filepath.Join(binaries(t), "lab"), BinDir: binaries(t), ConfigDir: config, StateDir: t.TempDir(),
 		Timeout: 20 * time.Second, NoMesh: true,
 	}
 	if change != nil {
@@ -376,9 +386,9 @@ func testKill(t *testing.T, b *bed) {
 		t.Error("exec outlived pid 1")
 	}
 	deadline := time.Now().Add(5 * time.Second)
-	for slices.Contains(namespaces(), own) || processesOf(binaries) > 0 {
+	for slices.Contains(namespaces(), own) || processesOf(binaries(t)) > 0 {
 		if time.Now().After(deadline) {
-			t.Fatalf("left: namespace %t, %d processes", slices.Contains(namespaces(), own), processesOf(binaries))
+			t.Fatalf("left: namespace %t, %d processes", slices.Contains(namespaces(), own), processesOf(binaries(t)))
 		}
 	}
 	if mountsAfter, err := os.ReadFile("/proc/self/mountinfo"); err != nil || !bytes.Equal(mountsBefore, mountsAfter) {
@@ -386,7 +396,7 @@ func testKill(t *testing.T, b *bed) {
 	}
 	// And the directory can be used again.
 	again, err := lab.Start(t.Context(), lab.Options{
-		Binary: filepath.Join(binaries, "lab"), BinDir: binaries, ConfigDir: b.config, StateDir: b.StateDir(), NoMesh: true,
+		Binary: filepath.Join(binaries(t), "lab"), BinDir: binaries(t), ConfigDir: b.config, StateDir: b.StateDir(), NoMesh: true,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -409,7 +419,7 @@ func processesOf(dir string) int {
 }
 
 func TestRefusesDirectoriesThatItHides(t *testing.T) {
-	_, err := lab.Start(t.Context(), lab.Options{ConfigDir: "/run", StateDir: t.TempDir(), BinDir: binaries})
+	_, err := lab.Start(t.Context(), lab.Options{ConfigDir: "/run", StateDir: t.TempDir(), BinDir: binaries(t)})
 	if err == nil || !strings.Contains(err.Error(), "use another directory") {
 		t.Errorf("error %v", err)
 	}
@@ -422,7 +432,7 @@ func TestStartNamesWhatItWaitsFor(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err := lab.Start(t.Context(), lab.Options{
-		Binary: filepath.Join(binaries, "lab"), BinDir: binaries, ConfigDir: config, StateDir: t.TempDir(),
+		Binary: filepath.Join(binaries(t), "lab"), BinDir: binaries(t), ConfigDir: config, StateDir: t.TempDir(),
 		Timeout: 500 * time.Millisecond, NoMesh: true,
 	})
 	if err == nil || !strings.Contains(err.Error(), "no-such-program") {
@@ -431,7 +441,7 @@ func TestStartNamesWhatItWaitsFor(t *testing.T) {
 }
 
 func TestCheck(t *testing.T) {
-	if err := lab.Check(filepath.Join(binaries, "lab")); err != nil {
+	if err := lab.Check(filepath.Join(binaries(t), "lab")); err != nil {
 		t.Error(err)
 	}
 }

@@ -175,6 +175,14 @@ func (m containerMounts) set() error {
 			return err
 		}
 	}
+	if !m.private {
+		return nil
+	}
+	for _, dir := range []string{labDir, m.keys} {
+		if err := mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_RDONLY, "mode=755,size=4k"); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
@@ -183,6 +191,7 @@ func (m containerMounts) set() error {
 type containerMounts struct {
 	private bool
 	etc     string // directory of resolv.conf and hosts
+	keys    string // directory that a private one does not show, besides the lab's own
 	binds   []bind
 }
 

@@ -11,6 +11,10 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
 )
 
 // command is a program to be started somewhere in the lab.
@@ -84,8 +88,7 @@ func (p *processes) start(c command) (*process, error) {
 // anyone, as pid 1 must do it to its last moment.
 func (p *processes) reap() {
 	for {
-		var status syscall.WaitStatus
-		pid, err := syscall.Wait4(-1, &status, 0, nil)
+		pid, err := nextEnded()
 		switch {
 		case errors.Is(err, syscall.ECHILD):
 			<-p.children
@@ -96,10 +99,51 @@ func (p *processes) reap() {
 		p.mu.Lock()
 		ended := p.running[pid]
 		delete(p.running, pid)
+		if ended != nil {
+			// What it has left running goes with it, as in a container whose
+			// pid 1 ends. Until it is waited for, its number is nobody else's.
+			_ = syscall.Kill(-pid, syscall.SIGKILL)
+		}
 		p.mu.Unlock()
+		var status syscall.WaitStatus
+		for {
+			if _, err = syscall.Wait4(pid, &status, 0, nil); !errors.Is(err, syscall.EINTR) {
+				break
+			}
+		}
 		if ended != nil {
 			ended.status = status
 			close(ended.ended)
+		}
+	}
+}
+
+// nextEnded waits until a child has ended and returns its number; the child is
+// still to be waited for.
+func nextEnded() (int, error) {
+	var info unix.Siginfo
+	if err := unix.Waitid(unix.P_ALL, 0, &info, unix.WEXITED|unix.WNOWAIT, nil); err != nil {
+		return 0, err
+	}
+	// The union behind the three numbers that all signals have begins with the
+	// child's pid, sigaction(2).
+	return int(*(*int32)(unsafe.Add(unsafe.Pointer(&info), siginfoPID))), nil //nolint:gosec // x/sys has no name for it
+}
+
+// siginfoPID is where si_pid is in a siginfo_t of 64 bits.
+const siginfoPID = 16
+
+// killAll kills every process of the lab but pid 1, and waits until none is
+// left or the time is over.
+func killAll(wait time.Duration) {
+	ticks := time.NewTicker(time.Millisecond)
+	defer ticks.Stop()
+	end := time.After(wait)
+	for !errors.Is(syscall.Kill(-1, syscall.SIGKILL), syscall.ESRCH) {
+		select {
+		case <-ticks.C:
+		case <-end:
+			return
 		}
 	}
 }
@@ -120,6 +164,9 @@ func (p *process) code() int {
 	}
 	return p.status.ExitStatus()
 }
+
+// outputDelay is how long output is read after the program has ended.
+const outputDelay = time.Second
 
 // output runs a program to its end and returns what it wrote.
 func (p *processes) output(ctx context.Context, c command, stdin []byte) (stdout, stderr []byte, err error) {
@@ -151,6 +198,12 @@ func (p *processes) output(ctx context.Context, c command, stdin []byte) (stdout
 	_, _ = pipes[0][1].Write(stdin) // a program may end without reading
 	_ = pipes[0][1].Close()
 	<-started.ended
+	// A grandchild in a session of its own may hold the output for ever.
+	enough := time.AfterFunc(outputDelay, func() {
+		_ = pipes[1][0].Close()
+		_ = pipes[2][0].Close()
+	})
+	defer enough.Stop()
 	readers.Wait()
 	if code := started.code(); code != 0 {
 		return out.Bytes(), errs.Bytes(), fmt.Errorf("%s: exit code %d", filepath.Base(c.path), code)
@@ -158,16 +211,16 @@ func (p *processes) output(ctx context.Context, c command, stdin []byte) (stdout
 	return out.Bytes(), errs.Bytes(), nil
 }
 
-// killAllIn kills every process whose network namespace is the given one:
-// what a container has left running when it ended.
+// killAllIn kills every process that is in the given network namespace: what a
+// container has left running when it ended.
 func killAllIn(ns *os.File) {
-	var want, got syscall.Stat_t
+	var want syscall.Stat_t
 	if err := syscall.Fstat(int(ns.Fd()), &want); err != nil {
 		return
 	}
 	dirs, _ := filepath.Glob("/proc/[0-9]*")
 	for _, dir := range dirs {
-		if err := syscall.Stat(dir+"/ns/net", &got); err != nil || got.Ino != want.Ino || got.Dev != want.Dev {
+		if !isIn(dir, want) {
 			continue
 		}
 		var pid int
@@ -175,4 +228,17 @@ func killAllIn(ns *os.File) {
 			_ = syscall.Kill(pid, syscall.SIGKILL)
 		}
 	}
+}
+
+// isIn says whether all threads of the process are in the network namespace: a
+// ztunnel, or pid 1, has single ones in a pod's, now and then its first.
+func isIn(process string, want syscall.Stat_t) bool {
+	threads, _ := filepath.Glob(process + "/task/[0-9]*/ns/net")
+	for _, thread := range threads {
+		var got syscall.Stat_t
+		if err := syscall.Stat(thread, &got); err != nil || got.Ino != want.Ino || got.Dev != want.Dev {
+			return false
+		}
+	}
+	return len(threads) > 0
 }

@@ -31,6 +31,9 @@ const (
 	stdioNumber = 3
 )
 
+// ErrNotRunning says that there is no lab to talk to.
+var ErrNotRunning = errors.New("no lab is running")
+
 var errMessage = errors.New("malformed control message")
 
 // request is what a client asks pid 1 for.
@@ -178,7 +181,7 @@ func dialControl(stateDir string) (*net.UnixConn, error) {
 		return err
 	})
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
-		return nil, fmt.Errorf("no lab is running in %s", stateDir)
+		return nil, fmt.Errorf("%w in %s", ErrNotRunning, stateDir)
 	}
 	if err != nil {
 		return nil, err

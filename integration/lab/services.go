@@ -25,7 +25,7 @@ type clusterIPs map[types.NamespacedName]netip.Addr
 // else what it had, else one that its name leads to, so that the same manifests
 // get the same addresses. It returns what it refused.
 func (c clusterIPs) assign(services []*corev1.Service) []error {
-	taken := map[netip.Addr]types.NamespacedName{dnsAddress: {}}
+	taken := map[netip.Addr]types.NamespacedName{dnsAddress: {Namespace: "the lab", Name: "DNS server"}}
 	var refused []error
 	var rest []types.NamespacedName
 	known := map[types.NamespacedName]bool{}
@@ -46,7 +46,7 @@ func (c clusterIPs) assign(services []*corev1.Service) []error {
 			refused = append(refused, fmt.Errorf("service %s: clusterIP %s is not in %s", name, s.Spec.ClusterIP, serviceNetwork))
 			delete(c, name)
 		case used:
-			refused = append(refused, fmt.Errorf("service %s: clusterIP %s is taken by %s", name, address, cmp.Or(other.String(), "the DNS server")))
+			refused = append(refused, fmt.Errorf("service %s: clusterIP %s is taken by %s", name, address, other))
 			delete(c, name)
 		default:
 			taken[address], c[name] = name, address
@@ -175,7 +175,7 @@ func listedEndpoints(s *corev1.Service, listed []*discoveryv1.EndpointSlice) []e
 		for _, e := range slice.Endpoints {
 			for _, text := range e.Addresses {
 				address, err := netip.ParseAddr(text)
-				if err != nil {
+				if err != nil || !address.Is4() { // the lab's networks are IPv4
 					continue
 				}
 				ready := e.Conditions.Ready == nil || *e.Conditions.Ready

@@ -53,7 +53,7 @@ func TestClusterIPs(t *testing.T) {
 		testService("given", "10.96.1.1"), testService("any", ""), testService("headless", "None"),
 		testService("again", "10.96.1.1"), testService("dns", "10.96.0.10"), testService("outside", "10.0.0.1"),
 	}
-	if refused := addresses.assign(services); len(refused) != 3 {
+	if refused := addresses.assign(services); len(refused) != 3 || !strings.Contains(errors.Join(refused...).Error(), "taken by the lab/DNS server") {
 		t.Errorf("refused: %v, want again, dns and outside", refused)
 	}
 	any1 := addresses[name("any")]
@@ -130,12 +130,15 @@ func TestDNS(t *testing.T) {
 	named.spec.Hostname, named.spec.Subdomain = "zero", "db"
 	external := testService("out", "")
 	external.Spec.Type, external.Spec.ExternalName = corev1.ServiceTypeExternalName, "example.com"
+	inside := testService("in", "")
+	inside.Spec.Type, inside.Spec.ExternalName = corev1.ServiceTypeExternalName, "web.shop.svc.cluster.local"
 	pods := []*pod{testPod("a", "10.244.1.2", true), testPod("b", "10.244.2.2", false), named}
 	server := &dnsServer{}
 	server.set(newZone([]backend{
 		testBackend(testService("web", ""), "10.96.0.20", pods...),
 		testBackend(testService("db", "None"), "", pods...),
 		{service: external},
+		{service: inside},
 	}, pods))
 	ask := func(name string, kind uint16) string {
 		m := server.reply(new(dns.Msg).SetQuestion(name, kind), true)
@@ -165,6 +168,8 @@ func TestDNS(t *testing.T) {
 			"NOERROR SRV 0 1 8080 10-244-1-2.db.shop.svc.cluster.local., SRV 0 1 8080 zero.db.shop.svc.cluster.local.",
 		},
 		{"out.shop.svc.cluster.local.", dns.TypeA, "NOERROR CNAME example.com."},
+		{"in.shop.svc.cluster.local.", dns.TypeA, "NOERROR A 10.96.0.20, CNAME web.shop.svc.cluster.local."},
+		{"in.shop.svc.cluster.local.", dns.TypeCNAME, "NOERROR CNAME web.shop.svc.cluster.local."},
 		{"nix.shop.svc.cluster.local.", dns.TypeA, "NXDOMAIN "},
 		{"example.com.", dns.TypeA, "NXDOMAIN "},
 	} {
@@ -347,6 +352,7 @@ spec:
     spec:
       initContainers: [{name: i}]
       affinity: {}
+      dnsPolicy: None
       containers:
       - name: c
         image: x
@@ -362,6 +368,7 @@ spec:
 		"spec.template.spec.containers[c].env[E].valueFrom.secretKeyRef",
 		"spec.template.spec.containers[c].readinessProbe.exec",
 		"spec.template.spec.containers[c].resources",
+		"spec.template.spec.dnsPolicy",
 		"spec.template.spec.initContainers",
 	}
 	if diff := cmp.Diff(want, unsupportedFields(objects[0])); diff != "" {
@@ -402,6 +409,14 @@ func TestReadiness(t *testing.T) {
 	}
 }
 
+func TestRefused(t *testing.T) {
+	for reason, remedy := range map[error]string{syscall.ENOSPC: "_namespaces", syscall.EINVAL: "Allow user namespaces"} {
+		if e := refused(opNamespaces, reason, "Allow user namespaces, or run as root."); !strings.Contains(e.Error(), remedy) {
+			t.Errorf("%v: remedy %q", reason, e)
+		}
+	}
+}
+
 func TestOptions(t *testing.T) {
 	dir := t.TempDir()
 	for _, o := range []Options{
@@ -409,6 +424,8 @@ func TestOptions(t *testing.T) {
 		{ConfigDir: dir, StateDir: dir, BinDir: dir, Nodes: -1},
 		{ConfigDir: "/proc/self", StateDir: dir, BinDir: dir},
 		{ConfigDir: filepath.Join(dir, "none"), StateDir: dir, BinDir: dir},
+		{ConfigDir: dir, StateDir: dir, BinDir: dir},
+		{ConfigDir: dir, StateDir: filepath.Join(dir, "state"), BinDir: dir},
 	} {
 		if _, err := o.checked(); err == nil {
 			t.Errorf("%+v: no error", o)

@@ -26,6 +26,7 @@ type volumeKeeper struct {
 
 	written map[string][]byte // by path
 	tokens  map[string]time.Time
+	wanted  map[string]bool // paths that the running fill has come by
 }
 
 func newVolumeKeeper(c *cluster, p *pod, dir string) *volumeKeeper {
@@ -35,6 +36,7 @@ func newVolumeKeeper(c *cluster, p *pod, dir string) *volumeKeeper {
 // fill writes what is missing or due and returns each volume's directory.
 func (v *volumeKeeper) fill(now time.Time) (map[string]string, error) {
 	dirs := map[string]string{}
+	v.wanted = map[string]bool{}
 	for _, volume := range v.pod.spec.Volumes {
 		if volume.HostPath != nil {
 			dirs[volume.Name] = volume.HostPath.Path
@@ -49,7 +51,21 @@ func (v *volumeKeeper) fill(now time.Time) (map[string]string, error) {
 			return nil, err
 		}
 	}
-	return dirs, nil
+	return dirs, v.prune()
+}
+
+// prune removes the files of keys that their config map has no more.
+func (v *volumeKeeper) prune() error {
+	for path := range v.written {
+		if v.wanted[path] {
+			continue
+		}
+		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+		delete(v.written, path)
+	}
+	return nil
 }
 
 func (v *volumeKeeper) fillVolume(dir string, volume corev1.Volume, now time.Time) error {
@@ -112,6 +128,7 @@ func (v *volumeKeeper) configMap(dir, name string, items []corev1.KeyToPath, opt
 
 func (v *volumeKeeper) token(path string, t *corev1.ServiceAccountTokenProjection, now time.Time) error {
 	if now.Before(v.tokens[path]) {
+		v.wanted[path] = true
 		return nil
 	}
 	lifetime := maxTokenLifetime
@@ -135,6 +152,7 @@ func (v *volumeKeeper) token(path string, t *corev1.ServiceAccountTokenProjectio
 
 // write replaces the file if its content is new.
 func (v *volumeKeeper) write(path string, data []byte) error {
+	v.wanted[path] = true
 	if old, ok := v.written[path]; ok && bytes.Equal(old, data) {
 		return nil
 	}

@@ -26,9 +26,6 @@ import (
 	"github.com/ambit-mesh/ambit/apis/mesh"
 )
 
-// FieldManager is the name under which the objects are applied.
-const FieldManager = "istio.io/gateway-controller"
-
 // Annotations of a Gateway that change how it is deployed.
 const (
 	annotationName           = "gateway.istio.io/name-override"
@@ -95,6 +92,9 @@ func Waypoint(g *gatewayv1.Gateway, o Options) (Objects, error) {
 	}
 	if problems := validation.IsDNS1123Subdomain(w.account); len(problems) > 0 {
 		return Objects{}, fmt.Errorf("name %q cannot be that of a ServiceAccount: %s", w.account, strings.Join(problems, "; "))
+	}
+	if problems := validation.IsValidLabelValue(g.Name); len(problems) > 0 {
+		return Objects{}, fmt.Errorf("name %q cannot be the value of a label: %s", g.Name, strings.Join(problems, "; "))
 	}
 	objects := Objects{ServiceAccount: w.serviceAccount(), Deployment: w.deployment(), Service: w.service()}
 	for _, overlay := range o.Overlays {

@@ -12,6 +12,7 @@ package gateway
 import (
 	"net/netip"
 	"slices"
+	"strings"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
@@ -32,6 +33,10 @@ type Inputs struct {
 	// Parameters is why the Gateway could not be deployed as it asks to be; nil
 	// when it could.
 	Parameters error
+
+	// Users are objects of the user that have the names of the waypoint's and
+	// are left as they are.
+	Users []string
 
 	// Reported are the addresses that the status has by now: once reported they
 	// stay, so that a restart of the waypoint does not detach its services.
@@ -63,12 +68,19 @@ func Status(in Inputs) (gatewayv1.GatewayStatus, bool) {
 	case valid < len(g.Spec.Listeners):
 		conditions.add(string(gatewayv1.GatewayConditionAccepted), true, string(gatewayv1.GatewayReasonListenersNotValid), "some listeners are not valid")
 	default:
-		conditions.add(string(gatewayv1.GatewayConditionAccepted), true, string(gatewayv1.GatewayReasonAccepted), "Resource accepted")
+		conditions.add(string(gatewayv1.GatewayConditionAccepted), true, string(gatewayv1.GatewayReasonAccepted), "Resource accepted"+leftAlone(in.Users))
 	}
 	out.Addresses = addresses(in)
 	programmed(&conditions, in, valid > 0, len(out.Addresses) > 0)
 	out.Conditions = conditions.list
 	return out, true
+}
+
+func leftAlone(users []string) string {
+	if len(users) == 0 {
+		return ""
+	}
+	return "; not deployed, because without the label " + mesh.LabelGatewayManaged + " they are the user's: " + strings.Join(users, ", ")
 }
 
 // programmed tells whether traffic can reach the waypoint.

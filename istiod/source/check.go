@@ -43,7 +43,20 @@ func checkCore(o any) error {
 	case *corev1.Service:
 		return checkService(o)
 	case *corev1.Pod:
+		if err := checkNames(o); err != nil {
+			return err
+		}
 		return checkAddresses("status.podIPs", podIPs(o))
+	}
+	return nil
+}
+
+// checkNames validates what becomes part of identities and of messages.
+func checkNames(p *corev1.Pod) error {
+	for path, name := range map[string]string{"spec.serviceAccountName": p.Spec.ServiceAccountName, "spec.nodeName": p.Spec.NodeName} {
+		if problems := apivalidation.NameIsDNSSubdomain(name, false); name != "" && len(problems) > 0 {
+			return &fieldError{path, fmt.Sprintf("%q: %s", name, strings.Join(problems, "; "))}
+		}
 	}
 	return nil
 }

@@ -35,6 +35,7 @@ type Dir struct {
 	taken  map[manifest.Key]bool // in a collection
 	bad    map[manifest.Key]bool // their newest version is refused
 	unread map[manifest.Key]bool // of a kind that is not read
+	warned map[manifest.Key]bool // a part of them has no effect
 	broken map[string]bool       // files
 }
 
@@ -47,7 +48,7 @@ func NewDir(cfg DirConfig) (*Dir, error) {
 	return &Dir{
 		cfg: cfg, kinds: kinds(cfg.Objects), schemas: s,
 		taken: map[manifest.Key]bool{}, bad: map[manifest.Key]bool{},
-		unread: map[manifest.Key]bool{}, broken: map[string]bool{},
+		unread: map[manifest.Key]bool{}, warned: map[manifest.Key]bool{}, broken: map[string]bool{},
 	}, nil
 }
 
@@ -131,6 +132,7 @@ func (d *Dir) set(ctx context.Context, o manifest.Object, report *Report) func(t
 		report.Invalid = append(report.Invalid, Invalid{Key: o.Key, File: o.File, Line: o.Line, Field: path, Reason: reason})
 		return nil
 	}
+	d.unwarn(o.Key, report)
 	d.warn(typed, o, report)
 	d.mend(o.Key, report)
 	d.taken[o.Key] = true
@@ -201,9 +203,17 @@ func (d *Dir) warn(typed any, o manifest.Object, report *Report) {
 		return // decode has seen this
 	}
 	for _, name := range unread {
+		d.warned[o.Key] = true
 		report.Warnings = append(report.Warnings, Invalid{
 			Key: o.Key, File: o.File, Line: o.Line, Field: "data.mesh." + name, Reason: "key is not read and has no effect",
 		})
+	}
+}
+
+func (d *Dir) unwarn(key manifest.Key, report *Report) {
+	if d.warned[key] {
+		delete(d.warned, key)
+		report.Unwarned = append(report.Unwarned, key)
 	}
 }
 
@@ -222,6 +232,7 @@ func (d *Dir) remove(key manifest.Key, report *Report) func(tx *collection.Tx) {
 		key.Namespace = metav1.NamespaceDefault
 	}
 	d.mend(key, report)
+	d.unwarn(key, report)
 	if !d.taken[key] {
 		return nil
 	}

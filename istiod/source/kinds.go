@@ -4,6 +4,7 @@ import (
 	"slices"
 	"strings"
 
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -66,6 +67,7 @@ func kinds(o *Objects) map[groupKind]kind {
 		{"", "Pod"}:                              typed[corev1.Pod](o.Pods, true, "v1"),
 		{"", "Service"}:                          typed[corev1.Service](o.Services, true, "v1"),
 		{discoveryv1.GroupName, "EndpointSlice"}: typed[discoveryv1.EndpointSlice](o.EndpointSlices, true, "v1"),
+		{appsv1.GroupName, "Deployment"}:         typed[appsv1.Deployment](o.Deployments, true, "v1"),
 		{gateway, "GatewayClass"}:                typed[gatewayv1.GatewayClass](o.GatewayClasses, false, "v1", "v1beta1"),
 		{gateway, "Gateway"}:                     typed[gatewayv1.Gateway](o.Gateways, true, "v1", "v1beta1"),
 		{gateway, "HTTPRoute"}:                   typed[gatewayv1.HTTPRoute](o.HTTPRoutes, true, "v1", "v1beta1"),

@@ -17,6 +17,7 @@ import (
 
 	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -44,6 +45,7 @@ type Objects struct {
 	Pods            *collection.Input[*corev1.Pod]
 	Services        *collection.Input[*corev1.Service]
 	EndpointSlices  *collection.Input[*discoveryv1.EndpointSlice]
+	Deployments     *collection.Input[*appsv1.Deployment]
 
 	GatewayClasses *collection.Input[*gatewayv1.GatewayClass]
 	Gateways       *collection.Input[*gatewayv1.Gateway]
@@ -68,6 +70,7 @@ func NewObjects(g *collection.Graph) *Objects {
 		Pods:            input[*corev1.Pod](g, "Pod"),
 		Services:        input[*corev1.Service](g, "Service"),
 		EndpointSlices:  input[*discoveryv1.EndpointSlice](g, "EndpointSlice"),
+		Deployments:     input[*appsv1.Deployment](g, "Deployment"),
 
 		GatewayClasses: input[*gatewayv1.GatewayClass](g, "GatewayClass"),
 		Gateways:       input[*gatewayv1.Gateway](g, "Gateway"),
@@ -126,6 +129,8 @@ type Report struct {
 	Valid []manifest.Key
 	// Warnings are parts of accepted objects that have no effect.
 	Warnings []Invalid
+	// Unwarned objects have been warned about before and are fine now, or gone.
+	Unwarned []manifest.Key
 	// Unread objects are of kinds that istiod does not read.
 	Unread []Invalid
 	// Broken files were not taken; Mended are fine again, or gone.

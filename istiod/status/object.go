@@ -61,6 +61,11 @@ func (w wanted) object(key manifest.Key, old *unstructured.Unstructured, now tim
 	return o, nil
 }
 
+// Addresses returns those that the stored status of a Gateway reports.
+func Addresses(o *unstructured.Unstructured) []gatewayv1.GatewayStatusAddress {
+	return decode(o).Addresses
+}
+
 // decode reads what is stored; what it cannot read is as if it were not there.
 func decode(o *unstructured.Unstructured) body {
 	var out body

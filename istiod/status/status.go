@@ -27,7 +27,6 @@ import (
 // are ours.
 const (
 	WriterService        = "istio-ambient-service"
-	WriterWorkloadEntry  = "istio-ambient-workloadentry"
 	WriterZtunnelPolicy  = "istio-ambient-ztunnel-policy"
 	WriterWaypointPolicy = "istio-ambient-waypoint-policy"
 	WriterGateway        = "istio.io/gateway-controller"

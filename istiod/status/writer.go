@@ -37,7 +37,7 @@ type Config struct {
 
 // Writer writes statuses to a store. What it holds is bounded by the number of
 // objects and writers: statements about one object replace each other. Set,
-// Forget, File and Synced never wait for the store. Safe for concurrent use.
+// File and Synced never wait for the store. Safe for concurrent use.
 type Writer struct {
 	cfg Config
 
@@ -84,11 +84,6 @@ func (w *Writer) Set(writer string, key manifest.Key, s Status) {
 		old.writers[writer] = s
 		return old
 	})
-}
-
-// Forget removes the status of an object that is gone.
-func (w *Writer) Forget(key manifest.Key) {
-	w.change(key, func(wanted) wanted { return wanted{} })
 }
 
 // File says that a file cannot be read, and why; nil says that it can.

@@ -82,7 +82,7 @@ type policyReader struct {
 	allow     bool
 	namespace string
 	lost      map[string]bool // attributes, or attribute and value
-	idle      []int           // indexes of DENY rules that can deny nothing
+	idle      []int           // indexes of rules that match nothing
 }
 
 func (r *policyReader) reason() string {
@@ -94,16 +94,24 @@ func (r *policyReader) reason() string {
 
 func (r *policyReader) text() string {
 	if len(r.lost) == 0 {
-		return "attached to ztunnel"
+		return "attached to ztunnel" + r.idleText()
 	}
 	names := strings.Join(slices.Sorted(maps.Keys(r.lost)), ", ")
 	if r.allow {
 		return "ztunnel does not support " + names + ": rules with them are left out, so that less is allowed"
 	}
+	return "ztunnel does not support " + names + ": rules apply without them, so that more is denied" + r.idleText()
+}
+
+// idleText names the rules that match no connection.
+func (r *policyReader) idleText() string {
+	effect := "denies"
+	if r.allow {
+		effect = "allows"
+	}
 	var text strings.Builder
-	text.WriteString("ztunnel does not support " + names + ": rules apply without them, so that more is denied")
 	for _, i := range r.idle {
-		fmt.Fprintf(&text, "; rules[%d] has nothing that ztunnel can check and denies nothing there", i)
+		fmt.Fprintf(&text, "; rules[%d] has nothing that ztunnel can check and %s nothing there", i, effect)
 	}
 	return text.String()
 }

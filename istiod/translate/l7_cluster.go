@@ -2,7 +2,6 @@ package translate
 
 import (
 	"cmp"
-	"maps"
 	"slices"
 	"time"
 
@@ -118,9 +117,4 @@ func lbEndpoint(e model.L7Endpoint) *endpointv3.LbEndpoint {
 type Subset struct {
 	Name   string
 	Labels map[string]string
-}
-
-// Equal reports whether both select the same under the same name.
-func (s Subset) Equal(other Subset) bool {
-	return s.Name == other.Name && maps.Equal(s.Labels, other.Labels)
 }

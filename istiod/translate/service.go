@@ -15,6 +15,9 @@ func BindService(s model.Service, namespace model.Namespace, lookup func(model.N
 	if !model.ManagedWaypoint(s.Labels) {
 		out.Binding = Bind(s.Labels, namespace, mesh.WaypointForService, lookup)
 	}
+	if w := out.Binding.Waypoint; w != nil && w.Service == s.Name {
+		out.Binding = model.Binding{} // the user's own Service of the waypoint: it is not behind itself
+	}
 	return out
 }
 

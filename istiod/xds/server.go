@@ -31,10 +31,13 @@ const (
 // Config is all that a Server needs.
 type Config struct {
 	Store *Store
+	// Authenticate says who is calling before anything of the stream is read: a
+	// request may be large. ctx carries the gRPC metadata; what Authenticate
+	// returns is handed to Authorize. Nil lets everybody through.
+	Authenticate func(ctx context.Context) (context.Context, error)
 	// Authorize decides once per stream, on its first request, whether the
-	// caller (ctx carries the gRPC metadata) may be this node, and which scopes
-	// it gets. A gRPC status error goes to the caller as it is, any other error
-	// only to the log.
+	// caller may be this node, and which scopes it gets. Of an error of either
+	// function the caller is told the gRPC status within, the log all.
 	Authorize func(ctx context.Context, node *corev3.Node) (scopes []string, err error)
 	// Ready reports whether the store has its first complete contents. Nil is
 	// always. Before, streams are refused: a proxy must not be given nothing.
@@ -130,6 +133,13 @@ func (s *Server) serve(ctx context.Context, w wire, full bool) error {
 	if s.cfg.Ready != nil && !s.cfg.Ready() {
 		return status.Error(codes.Unavailable, "configuration is not complete yet")
 	}
+	if s.cfg.Authenticate != nil {
+		known, err := s.cfg.Authenticate(ctx)
+		if err != nil {
+			return s.refuse(ctx, "", err)
+		}
+		ctx = known
+	}
 	ended := make(chan error, 1)
 	fail := func(err error) {
 		select {
@@ -204,21 +214,29 @@ func (s *Server) open(ctx context.Context, first request, full bool) (*stream, e
 	if first.node.GetId() == "" {
 		return nil, status.Error(codes.InvalidArgument, "the first request needs a node with an id")
 	}
-	from := ""
-	if p, ok := peer.FromContext(ctx); ok {
-		from = p.Addr.String()
-	}
 	scopes, err := s.cfg.Authorize(ctx, first.node)
 	if err != nil {
-		s.cfg.Log.Warn("xds stream refused", "node", clip(first.node.GetId()), "peer", from, "error", err)
-		if known, ok := errors.AsType[statusError](err); ok {
-			return nil, known.GRPCStatus().Err() // without what wraps it
-		}
-		return nil, status.Error(codes.PermissionDenied, "node is not permitted")
+		return nil, s.refuse(ctx, first.node.GetId(), err)
 	}
 	st := newStream(first.node, scopes, full)
-	st.peer = from
+	st.peer = peerOf(ctx)
 	return st, nil
+}
+
+// refuse logs why there is no stream and returns what the caller is told.
+func (s *Server) refuse(ctx context.Context, node string, err error) error {
+	s.cfg.Log.Warn("xds stream refused", "node", clip(node), "peer", peerOf(ctx), "error", err)
+	if known, ok := errors.AsType[statusError](err); ok {
+		return known.GRPCStatus().Err() // without what wraps it
+	}
+	return status.Error(codes.PermissionDenied, "node is not permitted")
+}
+
+func peerOf(ctx context.Context) string {
+	if p, ok := peer.FromContext(ctx); ok {
+		return p.Addr.String()
+	}
+	return ""
 }
 
 // handle applies one request: its answer to a response, then what it asks for.

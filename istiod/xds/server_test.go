@@ -446,3 +446,20 @@ func TestClose(t *testing.T) {
 		t.Errorf("new stream: %v", got)
 	}
 }
+
+// A stranger is refused before anything that it sends is read.
+func TestAuthenticatesBeforeTheFirstRequest(t *testing.T) {
+	refused := status.Error(codes.Unauthenticated, "not authenticated")
+	r := newRig(t, func(cfg *xds.Config) {
+		cfg.Authenticate = func(context.Context) (context.Context, error) {
+			return nil, fmt.Errorf("%w: token expired", refused)
+		}
+	})
+	stream, err := discoveryv3.NewAggregatedDiscoveryServiceClient(r.conn).DeltaAggregatedResources(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stream.Recv(); status.Code(err) != codes.Unauthenticated || strings.Contains(err.Error(), "expired") {
+		t.Errorf("a stream without a request ended with %v, want Unauthenticated and no details", err)
+	}
+}

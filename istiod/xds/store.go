@@ -117,17 +117,6 @@ func (s *Store) Resources(typeURL string) []Resource {
 	return all
 }
 
-// Counts returns how many resources there are of each type.
-func (s *Store) Counts() map[string]int {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	counts := make(map[string]int, len(s.tables))
-	for typeURL, t := range s.tables {
-		counts[typeURL] = len(t.entries)
-	}
-	return counts
-}
-
 func newEntry(r Resource) *entry {
 	if r.Body == nil {
 		r.Body = &anypb.Any{TypeUrl: r.TypeURL}

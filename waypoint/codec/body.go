@@ -196,7 +196,6 @@ func (b *Body) readTrailer() error {
 	if err != nil {
 		return cutShort(err)
 	}
-	b.src.skip(len(head))
 	var fields scratch
 	if err := fields.lowerNames(head, 0); err != nil {
 		return err
@@ -210,6 +209,8 @@ func (b *Body) readTrailer() error {
 			}
 		}
 	}
+	b.src.skip(len(head))
+	b.src.release()
 	b.done.Store(true)
 	return nil
 }

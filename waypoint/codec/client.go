@@ -95,6 +95,9 @@ func (c *ClientConn) Response() (*Response, error) {
 		length = 0
 	}
 	c.body = newBody(&c.in, length)
+	if c.body.Done() {
+		c.in.release()
+	}
 	c.broken = c.broken || res.Close
 	return res, nil
 }

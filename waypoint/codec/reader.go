@@ -11,11 +11,16 @@ const readSize = 16 << 10
 
 var readBuffers = sync.Pool{New: func() any { return new([readSize]byte) }}
 
+// smallSize holds most heads of requests.
+const smallSize = 1 << 10
+
 // reader buffers one direction of a connection. Its buffer comes from a pool,
 // grows up to a head's limit, and is held while bytes are in it or a head is
-// awaited.
+// awaited. A reader that waits for long has a small buffer of its own, which is
+// used first.
 type reader struct {
 	src    io.Reader
+	small  *[smallSize]byte // nil: none
 	pooled *[readSize]byte
 	buf    []byte // buf[r:w] is unread
 	r, w   int
@@ -62,6 +67,8 @@ var errFull = errors.New("buffer is full")
 
 func (b *reader) makeRoom(limit int) {
 	switch {
+	case b.buf == nil && b.small != nil:
+		b.buf = b.small[:]
 	case b.buf == nil:
 		b.pooled, _ = readBuffers.Get().(*[readSize]byte)
 		b.buf = b.pooled[:]
@@ -71,6 +78,10 @@ func (b *reader) makeRoom(limit int) {
 	case b.r > 0:
 		b.w = copy(b.buf, b.buf[b.r:b.w])
 		b.r = 0
+	case len(b.buf) == smallSize:
+		b.pooled, _ = readBuffers.Get().(*[readSize]byte)
+		copy(b.pooled[:], b.buf)
+		b.buf = b.pooled[:]
 	case len(b.buf) < limit:
 		larger := make([]byte, min(2*len(b.buf), limit))
 		copy(larger, b.buf[:b.w])

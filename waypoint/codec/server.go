@@ -12,6 +12,7 @@ type ServerConn struct {
 	conn net.Conn
 	in   reader
 	out  writer
+	wait [smallSize]byte // of in
 
 	body    *Body
 	reuse   scratch
@@ -25,9 +26,10 @@ type ServerConn struct {
 // already; it may be nil.
 func NewServerConn(conn net.Conn, first []byte) *ServerConn {
 	s := &ServerConn{conn: conn, in: reader{src: conn}, out: writer{dst: conn}}
-	if len(first) > 0 {
-		s.in.makeRoom(MaxHeadBytes)
-		s.in.w = copy(s.in.buf, first)
+	s.in.small = &s.wait
+	for s.in.w < len(first) {
+		s.in.makeRoom(max(len(first), MaxHeadBytes))
+		s.in.w += copy(s.in.buf[s.in.w:], first[s.in.w:])
 	}
 	return s
 }
@@ -41,6 +43,7 @@ func (s *ServerConn) Next() (*Request, error) {
 	}
 	s.inStart = s.in.total - uint64(s.in.w-s.in.r)
 	s.outMark = s.out.total
+	s.method = ""
 	head, err := s.in.head()
 	if err != nil {
 		s.body, s.closes = nil, true
@@ -167,7 +170,7 @@ func (s *ServerConn) Detach() (net.Conn, []byte) {
 // response and not a reset.
 func (s *ServerConn) Linger(limit time.Duration) {
 	half, ok := s.conn.(interface{ CloseWrite() error })
-	if !ok || s.body == nil || s.body.Done() {
+	if !ok || s.body != nil && s.body.Done() {
 		return
 	}
 	if half.CloseWrite() != nil || s.conn.SetReadDeadline(time.Now().Add(limit)) != nil {

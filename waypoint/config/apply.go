@@ -62,7 +62,7 @@ func apply[T, C any, M interface {
 		}
 		accepted = append(accepted, ready{r.GetName(), m, c})
 	}
-	before, after := b.change(typeURL, func(now time.Time) {
+	b.change(typeURL, func(now time.Time) {
 		for _, a := range accepted {
 			use(a.name, a.message, a.compiled, now)
 		}
@@ -73,7 +73,6 @@ func apply[T, C any, M interface {
 			b.refused(typeURL, name)
 		}
 	})
-	b.follow(before, after)
 	return refused
 }
 
@@ -87,30 +86,17 @@ func nameOf(m proto.Message) string {
 	return ""
 }
 
-// wanted is what the resources that we have name of other types.
-type wanted struct{ routes, endpoints map[string]bool }
-
-func (b *Builder) change(typeURL string, f func(now time.Time)) (before, after wanted) {
+func (b *Builder) change(typeURL string, f func(now time.Time)) {
 	now := time.Now()
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	before = b.wants()
 	b.seen[typeURL] = true
 	f(now)
-	after = b.wants()
-	for name := range after.routes {
-		if b.routes[name] == nil {
-			b.routes[name] = &routes{}
-		}
-	}
-	for name := range b.routes {
-		if !after.routes[name] {
-			delete(b.routes, name)
-		}
-	}
 	b.rebuild(now)
-	return before, after
 }
+
+// wanted is what the resources that we have name of other types.
+type wanted struct{ routes, endpoints map[string]bool }
 
 func (b *Builder) wants() wanted {
 	w := wanted{routes: map[string]bool{}, endpoints: map[string]bool{}}
@@ -125,9 +111,22 @@ func (b *Builder) wants() wanted {
 	return w
 }
 
-// follow subscribes to what is newly named and ends the rest. The lock is not
-// held: the xDS client may be in the middle of giving us something.
-func (b *Builder) follow(before, after wanted) {
+// follow subscribes to what is newly named, and ends and forgets the rest: the
+// xDS client would not ask again for a name that it has never let go. b.mu is
+// held, so that the client hears of changes in their order.
+func (b *Builder) follow() {
+	before, after := b.followed, b.wants()
+	b.followed = after
+	for name := range after.routes {
+		if b.routes[name] == nil {
+			b.routes[name] = &routes{}
+		}
+	}
+	for name := range b.routes {
+		if !after.routes[name] {
+			delete(b.routes, name)
+		}
+	}
 	change := func(typeURL string, before, after map[string]bool) {
 		if more := minus(after, before); len(more) > 0 && b.cfg.Subscribe != nil {
 			b.cfg.Subscribe(typeURL, more...)

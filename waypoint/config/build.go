@@ -14,12 +14,14 @@ import (
 //
 //  1. Routes whose clusters are here, or that waited long enough, become active.
 //  2. What was removed and is not used any more, or for too long, goes.
-//  3. Listeners that have what they need are put together.
+//  3. What is named now is subscribed to, what is not any more is not.
+//  4. Listeners that have what they need are put together.
 func (b *Builder) rebuild(now time.Time) {
 	for name, r := range b.routes {
 		b.activate(name, r, now)
 	}
 	b.purge(now)
+	b.follow()
 	next := &Snapshot{
 		byName:   make(map[string]*Listener, len(b.listeners)),
 		byAddr:   make(map[netip.AddrPort]*Listener, len(b.listeners)),

@@ -59,6 +59,7 @@ type Listener struct {
 	// protocol was not declared.
 	Routes *route.Table
 	TCP    *route.Targets
+	Turn   *route.Sequence // for TCP; nil when it has only one target
 }
 
 // Service is which service a listener stands for.
@@ -113,6 +114,7 @@ type Builder struct {
 	dying     []dying         // clusters that no snapshot has any more
 	seen      map[string]bool // type URLs that had a response
 	warming   time.Time       // since when only details are missing
+	followed  wanted          // what is subscribed to
 	changed   chan struct{}
 }
 

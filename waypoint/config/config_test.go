@@ -372,3 +372,35 @@ func FuzzApply(f *testing.F) {
 		b.Apply(url, []*discoveryv3.Resource{{Name: "x", Resource: &anypb.Any{TypeUrl: url, Value: data}}}, nil)
 	})
 }
+
+// TestWhatIsGoneIsNotAskedForAnyMore: a name that stays subscribed is not sent
+// again when its listener or cluster comes back.
+func TestWhatIsGoneIsNotAskedForAnyMore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t)
+		ctx, stop := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			_ = f.Run(ctx)
+		}()
+		f.all()
+		f.Apply(config.TypeListener, nil, []string{name})
+		f.Apply(config.TypeCluster, nil, []string{"outbound|80||a.shop.svc"})
+		time.Sleep(12 * time.Second)
+		stop()
+		<-done
+		if len(f.subscribed) != 0 {
+			t.Errorf("still subscribed: %v", slices.Sorted(maps.Keys(f.subscribed)))
+		}
+		f.ok(config.TypeCluster, cluster)
+		f.ok(config.TypeListener, listener)
+		if len(f.subscribed) != 2 {
+			t.Errorf("subscribed again: %v, want routes and endpoints", slices.Sorted(maps.Keys(f.subscribed)))
+		}
+		f.Apply(config.TypeCluster, nil, []string{"outbound|80||a.shop.svc"}) // which nothing names: gone at once
+		if f.subscribed["outbound|80||a.shop.svc"] {
+			t.Error("endpoints of a cluster that went at once are still subscribed")
+		}
+	})
+}

@@ -3,6 +3,7 @@ package config
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -10,7 +11,6 @@ import (
 	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	tcpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/ambit-mesh/ambit/apis/mesh"
 	"github.com/ambit-mesh/ambit/waypoint/route"
@@ -163,17 +163,17 @@ func (l *listener) tcp(chains []*listenerv3.FilterChain) error {
 		return nil
 	}
 	var list []route.Target
-	var total uint32
+	var total uint64
 	for i, c := range tcp.GetWeightedClusters().GetClusters() {
-		if err := only(proto.Message(c), fmt.Sprintf("%s.filters[0].weighted_clusters[%d]", at, i), "name", "weight"); err != nil {
+		if err := only(c, fmt.Sprintf("%s.filters[0].weighted_clusters[%d]", at, i), "name", "weight"); err != nil {
 			return err
 		}
-		total += c.GetWeight()
+		total += uint64(c.GetWeight())
 		list = append(list, route.Target{Cluster: c.GetName(), Weight: c.GetWeight()})
 	}
 	if total == 0 {
 		return fmt.Errorf("%s.filters[0]: no cluster with a weight", at)
 	}
-	l.value.TCP = route.NewTargets(list...)
+	l.value.TCP, l.value.Turn = route.NewTargets(list...), route.NewSequence(rand.Uint64())
 	return nil
 }

@@ -3,6 +3,7 @@ package config
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"strings"
 
@@ -93,37 +94,42 @@ func compileAction(rule *route.Rule, m *routev3.RouteAction, at string) error {
 		rule.Targets = route.NewTargets(route.Target{Cluster: name, Weight: 1})
 		return nil
 	}
-	weighted := m.GetWeightedClusters()
-	if weighted == nil {
-		return fmt.Errorf("%s names no cluster", at)
+	rule.Turn = route.NewSequence(rand.Uint64())
+	rule.Targets, err = compileWeighted(m.GetWeightedClusters(), at)
+	return err
+}
+
+func compileWeighted(m *routev3.WeightedCluster, at string) (*route.Targets, error) {
+	if m == nil {
+		return nil, fmt.Errorf("%s names no cluster", at)
 	}
 	at += ".weighted_clusters"
-	if err := only(weighted, at, "clusters"); err != nil {
-		return err
+	if err := only(m, at, "clusters"); err != nil {
+		return nil, err
 	}
 	var list []route.Target
 	var total uint64
-	for i, c := range weighted.GetClusters() {
+	for i, c := range m.GetClusters() {
 		at := fmt.Sprintf("%s.clusters[%d]", at, i)
-		if err := only(c, at, "name", "weight", "host_rewrite_literal", "request_headers_to_add", "request_headers_to_remove",
-			"response_headers_to_add", "response_headers_to_remove"); err != nil {
-			return err
+		err := only(c, at, "name", "weight", "host_rewrite_literal", "request_headers_to_add", "request_headers_to_remove",
+			"response_headers_to_add", "response_headers_to_remove")
+		if err != nil {
+			return nil, err
 		}
 		target := route.Target{Cluster: c.GetName(), Weight: c.GetWeight().GetValue(), Host: c.GetHostRewriteLiteral()}
 		if target.Request, err = compileHeader(c.GetRequestHeadersToAdd(), c.GetRequestHeadersToRemove(), at+".request_headers"); err != nil {
-			return err
+			return nil, err
 		}
 		if target.Response, err = compileHeader(c.GetResponseHeadersToAdd(), c.GetResponseHeadersToRemove(), at+".response_headers"); err != nil {
-			return err
+			return nil, err
 		}
 		total += uint64(target.Weight)
 		list = append(list, target)
 	}
 	if total == 0 {
-		return fmt.Errorf("%s: no cluster with a weight", at)
+		return nil, fmt.Errorf("%s: no cluster with a weight", at)
 	}
-	rule.Targets = route.NewTargets(list...)
-	return nil
+	return route.NewTargets(list...), nil
 }
 
 func compileRetry(m *routev3.RetryPolicy, at string) (route.Retry, error) {

@@ -1,13 +1,16 @@
 // Package route decides which rule of a service answers a request. It is pure:
 // tables are compiled once from configuration, never change, and asking one
-// reads no clock, no socket and no configuration. A regular expression is run
+// reads no clock, no socket and no configuration. What changes is a Sequence,
+// which a rule only carries: its caller moves it and passes the point in. A regular expression is run
 // only where the configuration has one. Safe for concurrent use.
 //
 // The vocabulary is that of Envoy's RouteMatch, which is what istiod sends.
 package route
 
 import (
+	"math/bits"
 	"sort"
+	"sync/atomic"
 	"time"
 
 	"github.com/ambit-mesh/ambit/waypoint/codec"
@@ -26,6 +29,7 @@ type Rule struct {
 	Name     string
 	Match    Match
 	Targets  *Targets
+	Turn     *Sequence // for Targets; nil when there is only one
 	Redirect *filter.Redirect
 	Direct   *Direct
 
@@ -112,11 +116,39 @@ func (t *Targets) All() []Target {
 	return t.list
 }
 
-// Pick chooses a target with a random number.
-func (t *Targets) Pick(random uint64) *Target {
+// Pick chooses a target by a point of the circle that Sequence walks: each
+// target has an arc of it, as long as its weight.
+func (t *Targets) Pick(point uint64) *Target {
 	if len(t.list) == 1 || t.total == 0 {
 		return &t.list[0]
 	}
-	n := random % t.total
+	n, _ := bits.Mul64(point, t.total)
 	return &t.list[sort.Search(len(t.upTo), func(i int) bool { return t.upTo[i] > n })]
+}
+
+// goldenStep is 2^64 divided by the golden ratio, and odd. Of all steps around
+// a circle this one spreads its points most evenly, whatever their number.
+const goldenStep = 0x9e3779b97f4a7c15
+
+// Sequence spreads the requests of one weighted choice: whoever asks next gets
+// the next point of an even walk around a circle of 2^64. Unlike independent
+// random numbers it keeps the number of requests to each target within a few of
+// its share at any time, and unlike a cycle it does not fall into step with
+// requests that alternate. A nil Sequence stays at 0.
+type Sequence struct{ at atomic.Uint64 }
+
+// NewSequence returns a Sequence that starts at a point, which should be random
+// so that proxies which get the same routes at once do not move in step.
+func NewSequence(start uint64) *Sequence {
+	s := &Sequence{}
+	s.at.Store(start)
+	return s
+}
+
+// Next returns the next point.
+func (s *Sequence) Next() uint64 {
+	if s == nil {
+		return 0
+	}
+	return s.at.Add(goldenStep)
 }

@@ -1,6 +1,9 @@
 package route_test
 
 import (
+	"math"
+	"strconv"
+	"sync"
 	"testing"
 	"time"
 
@@ -104,12 +107,106 @@ func TestFirstRuleWins(t *testing.T) {
 
 func TestPick(t *testing.T) {
 	targets := route.NewTargets(route.Target{Cluster: "a", Weight: 1}, route.Target{Cluster: "zero"}, route.Target{Cluster: "b", Weight: 3})
-	got := map[string]int{}
-	for n := range uint64(400) {
-		got[targets.Pick(n).Cluster]++
+	for point, want := range map[uint64]string{0: "a", 1<<62 - 1: "a", 1 << 62: "b", 1 << 63: "b", ^uint64(0): "b"} {
+		if c := targets.Pick(point).Cluster; c != want {
+			t.Errorf("point %x: got %s, want %s", point, c, want)
+		}
 	}
-	if got["a"] != 100 || got["b"] != 300 || got["zero"] != 0 {
-		t.Errorf("400 picks: %v, want a 100, b 300", got)
+}
+
+// TestSequence bounds how far the requests to each target are from its share,
+// at any time in a run of 500 and from many starts: of all requests, and of
+// those that are every second or third one because clients take turns.
+func TestSequence(t *testing.T) {
+	const rounding = 1e-9
+	for _, c := range []struct {
+		weights     []uint32
+		every, run  int
+		atEnd, ever float64
+	}{
+		{[]uint32{90, 10}, 1, 500, 1, 3},
+		{[]uint32{50, 50}, 1, 500, 1, 3},
+		{[]uint32{99, 1}, 1, 500, 1, 2},
+		{[]uint32{1, 2}, 1, 500, 2, 3},
+		{[]uint32{80, 15, 5}, 1, 500, 2, 3},
+		{[]uint32{1, 1, 1, 1, 1, 1, 1}, 1, 500, 2, 3},
+		{[]uint32{90, 10}, 2, 500, 2, 4},
+		{[]uint32{50, 50}, 2, 500, 2, 3},
+		{[]uint32{80, 15, 5}, 2, 500, 3, 4},
+		{[]uint32{90, 10}, 3, 500, 2, 4},
+	} {
+		atEnd, ever := deviation(c.weights, c.every, c.run)
+		if atEnd > c.atEnd+rounding || ever > c.ever+rounding {
+			t.Errorf("weights %v, every %d. request: off by %.2f after %d and by up to %.2f before, want at most %.2f and %.2f",
+				c.weights, c.every, atEnd, c.run, ever, c.atEnd, c.ever)
+		}
+	}
+}
+
+// deviation returns by how many requests any target is off its share at the end
+// of a run and at its worst, over 1000 starts.
+func deviation(weights []uint32, every, run int) (atEnd, ever float64) {
+	var list []route.Target
+	var total float64
+	for i, w := range weights {
+		list = append(list, route.Target{Cluster: strconv.Itoa(i), Weight: w})
+		total += float64(w)
+	}
+	targets := route.NewTargets(list...)
+	for start := range uint64(1000) {
+		s := route.NewSequence(start * (^uint64(0) / 1000))
+		got := make([]int, len(weights))
+		for n := range run {
+			i, _ := strconv.Atoi(targets.Pick(s.Next()).Cluster)
+			got[i]++
+			for range every - 1 {
+				s.Next()
+			}
+			for i, w := range weights {
+				off := math.Abs(float64(got[i]) - float64(n+1)*float64(w)/total)
+				ever = max(ever, off)
+				if n+1 == run {
+					atEnd = max(atEnd, off)
+				}
+			}
+		}
+	}
+	return atEnd, ever
+}
+
+// TestSequenceConcurrently: no point is given twice or left out, so the bound
+// holds for whoever asks, in whatever order.
+func TestSequenceConcurrently(t *testing.T) {
+	const callers, each = 8, 500
+	s, alone := route.NewSequence(1), route.NewSequence(1)
+	want := map[uint64]bool{}
+	for range callers * each {
+		want[alone.Next()] = true
+	}
+	points := make(chan uint64, callers*each)
+	var all sync.WaitGroup
+	for range callers {
+		all.Go(func() {
+			for range each {
+				points <- s.Next()
+			}
+		})
+	}
+	all.Wait()
+	close(points)
+	for p := range points {
+		delete(want, p)
+	}
+	if len(want) != 0 {
+		t.Errorf("%d points were left out", len(want))
+	}
+}
+
+func TestPickAllocatesNothing(t *testing.T) {
+	s := route.NewSequence(0)
+	targets := route.NewTargets(route.Target{Cluster: "a", Weight: 90}, route.Target{Cluster: "b", Weight: 10})
+	if n := testing.AllocsPerRun(100, func() { targets.Pick(s.Next()) }); n != 0 {
+		t.Errorf("%v allocations per choice", n)
 	}
 }
 

@@ -71,7 +71,7 @@ func (x *exchange) serve() {
 	if x.answered() {
 		return
 	}
-	x.target = x.rule.Targets.Pick(x.server.cfg.Random())
+	x.target = x.rule.Targets.Pick(x.rule.Turn.Next())
 	if x.cluster = snapshot.Cluster(x.target.Cluster); x.cluster == nil {
 		status := x.rule.Missing
 		if status == 0 {
@@ -135,7 +135,11 @@ func (st *stream) refuse(c *codec.ServerConn, err error) {
 		return // the connection ended
 	}
 	x := &exchange{st: st, server: st.server, conn: c, req: &codec.Request{}, start: time.Now()}
-	x.answer(bad.Status, FlagDPE, clientProtocol, bad.Reason+"\n")
+	flags, details := FlagDPE, clientProtocol
+	if bad.Status == http.StatusRequestTimeout {
+		flags, details = 0, clientLate
+	}
+	x.answer(bad.Status, flags, details, bad.Reason+"\n")
 	x.record()
 	c.Linger(time.Second)
 }

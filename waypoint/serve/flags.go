@@ -50,5 +50,6 @@ const (
 	endpointLate       = "upstream_max_stream_duration_reached"
 	clientGone         = "downstream_remote_disconnect"
 	clientProtocol     = "http1.codec_error"
+	clientLate         = "request_header_timeout"
 	directResponse     = "direct_response"
 )

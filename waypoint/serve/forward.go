@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"github.com/ambit-mesh/ambit/waypoint/codec"
-	"github.com/ambit-mesh/ambit/ztunnel/hbone"
 	"github.com/ambit-mesh/ambit/ztunnel/relay"
 )
 
@@ -23,13 +22,16 @@ func (x *exchange) forward(c *codec.ClientConn, res *codec.Response) {
 		x.upgrade(c, res)
 		return
 	}
+	if x.rule.Retry.PerTry > 0 {
+		_ = c.Conn().SetDeadline(x.deadline) // the limit of a try ends with the head
+	}
 	x.conn.Head(res)
 	readErr, writeErr := x.conn.Stream(res, c.Body())
 	x.content = c.Body().Bytes()
-	gone := x.watch.stop()
 	if x.upload != nil {
 		x.uploaded(c)
 	}
+	gone := x.watch.stop()
 	switch {
 	case gone || writeErr != nil:
 		x.flags |= FlagDC
@@ -39,6 +41,9 @@ func (x *exchange) forward(c *codec.ClientConn, res *codec.Response) {
 		x.details = endpointLate
 	case readErr != nil:
 		x.flags |= FlagUC
+		if _, bad := codecError(readErr); bad {
+			x.flags ^= FlagUC | FlagUPE
+		}
 		x.details = endpointClosedLate
 	default:
 		x.keep(c)
@@ -51,7 +56,7 @@ func (x *exchange) forward(c *codec.ClientConn, res *codec.Response) {
 
 // keep gives the connection back to the pool.
 func (x *exchange) keep(c *codec.ClientConn) {
-	if !x.deadline.IsZero() || x.rule.Retry.PerTry > 0 {
+	if !x.deadline.IsZero() {
 		_ = c.Conn().SetDeadline(time.Time{})
 	}
 	x.server.cfg.Pool.Done(x.endpoint, c)
@@ -126,13 +131,18 @@ type upload struct {
 	writeErr error // of the endpoint
 }
 
-func startUpload(c *codec.ClientConn, req *codec.Request, body *codec.Body) *upload {
+// startUpload sends the body of a request whose head was written. When all of it
+// was taken, the client is watched: whoever stops the watch ends the upload first.
+func startUpload(c *codec.ClientConn, req *codec.Request, body *codec.Body, w *watch) *upload {
 	u := &upload{done: make(chan struct{})}
 	go func() {
 		defer close(u.done)
 		u.readErr, u.writeErr = c.Stream(req, body)
-		if u.readErr != nil {
+		switch {
+		case u.readErr != nil:
 			c.Abort() // there will be no response to half a request
+		case body.Done():
+			w.start(c)
 		}
 	}()
 	return u
@@ -164,7 +174,7 @@ func (u *upload) finished() bool {
 }
 
 // stop ends the upload and reports when it was the client that broke it.
-func (u *upload) stop(client *hbone.Stream, c *codec.ClientConn) *failed {
+func (u *upload) stop(client interface{ SetReadDeadline(t time.Time) error }, c *codec.ClientConn) *failed {
 	select {
 	case <-u.done:
 	default:
@@ -172,9 +182,8 @@ func (u *upload) stop(client *hbone.Stream, c *codec.ClientConn) *failed {
 		c.Abort()
 		<-u.done
 		_ = client.SetReadDeadline(time.Time{})
-		return nil
 	}
-	if u.readErr == nil || errors.Is(u.readErr, net.ErrClosed) {
+	if u.readErr == nil || errors.Is(u.readErr, net.ErrClosed) || codec.Timeout(u.readErr) {
 		return nil
 	}
 	f := &failed{flags: FlagDC, details: clientGone, err: u.readErr}

@@ -401,3 +401,47 @@ func TestDirectResponseRedirectAndHeaders(t *testing.T) {
 		t.Errorf("headers at the endpoint: %q", body)
 	}
 }
+
+// TestSwitchToAnotherProtocolIsRefused: only what the client asked for is
+// passed on.
+func TestSwitchToAnotherProtocolIsRefused(t *testing.T) {
+	r := newRig(t, options{})
+	p, l := r.newBarePod("reviews")
+	t.Cleanup(func() { _ = l.Close() })
+	go func() {
+		conn, err := l.Accept()
+		if err != nil {
+			return
+		}
+		_, _ = http.ReadRequest(bufio.NewReader(conn))
+		_, _ = io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n")
+		_ = conn.Close()
+	}()
+	r.service([]pod{p})
+	s := r.stream(vip)
+	_, _ = io.WriteString(s, "GET / HTTP/1.1\r\nHost: reviews\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n")
+	if res, err := http.ReadResponse(bufio.NewReader(s), nil); err != nil || res.StatusCode != 502 {
+		t.Fatalf("got %v, %v, want 502", res, err)
+	}
+}
+
+// TestBrokenChunksAreTheEndpointsFault: and not taken for a closed connection.
+func TestBrokenChunksAreTheEndpointsFault(t *testing.T) {
+	r := newRig(t, options{})
+	p, l := r.newBarePod("reviews")
+	t.Cleanup(func() { _ = l.Close() })
+	go func() {
+		conn, err := l.Accept()
+		if err != nil {
+			return
+		}
+		_, _ = http.ReadRequest(bufio.NewReader(conn))
+		_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello and more\r\n")
+	}()
+	r.service([]pod{p})
+	if res, err := r.client().Get("http://reviews/"); err == nil {
+		_, _ = io.ReadAll(res.Body)
+		_ = res.Body.Close()
+	}
+	r.wantLine(" 200 UPE ")
+}

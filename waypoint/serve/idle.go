@@ -1,25 +1,46 @@
 package serve
 
 import (
+	"context"
 	"sync"
 	"time"
 
 	"github.com/ambit-mesh/ambit/waypoint/codec"
-	"github.com/ambit-mesh/ambit/ztunnel/hbone"
 )
 
-// idle ends a kept-alive connection when the server drains while no request is
-// on it. A request that is already on its way is still served.
+// How long a client may take. Nothing is timed per request: a sweep looks at
+// all connections once per sweepPeriod, which the limits are late by at most.
+const (
+	quietLimit  = time.Hour        // without a request, as with Istio
+	headLimit   = 60 * time.Second // from the first byte of a request's head to its last
+	sweepPeriod = 5 * time.Second
+)
+
+// phase is what a client's connection waits for.
+type phase uint8
+
+const (
+	serving phase = iota // nothing of the client's: a request runs
+	quiet                // for the first byte of a request
+	reading              // for the rest of its head
+)
+
+// idle bounds how long a connection waits for its client, and ends it when the
+// server drains while no request is on it. A request whose head is whole is
+// served in any case.
 type idle struct {
-	conn *hbone.Stream
+	conn interface{ SetReadDeadline(t time.Time) error }
 
 	mu      sync.Mutex
-	waiting bool
-	late    bool
+	phase   phase
+	since   time.Time // of the first sweep that saw the phase; zero before it
+	expired bool      // a sweep has ended the phase
+	late    bool      // the server drains
 }
 
-// newIdle registers a connection with the server until forget.
-func (s *Server) newIdle(conn *hbone.Stream) *idle {
+// newIdle registers a connection with the server; its owner deletes it from
+// Server.idles.
+func (s *Server) newIdle(conn interface{ SetReadDeadline(t time.Time) error }) *idle {
 	i := &idle{conn: conn}
 	s.idles.Store(i, nil)
 	if s.draining() {
@@ -36,102 +57,81 @@ func (s *Server) startDrain() {
 	})
 }
 
+// sweepIdle looks at all connections until ctx ends.
+func (s *Server) sweepIdle(ctx context.Context) {
+	ticker := time.NewTicker(sweepPeriod)
+	defer ticker.Stop()
+	for {
+		select {
+		case now := <-ticker.C:
+			s.sweep(now)
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (s *Server) sweep(now time.Time) {
+	s.idles.Range(func(i, _ any) bool {
+		i.(*idle).sweep(now)
+		return true
+	})
+}
+
+func (i *idle) sweep(now time.Time) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.phase == serving || i.expired {
+		return
+	}
+	limit := quietLimit
+	if i.phase == reading {
+		limit = headLimit
+	}
+	switch {
+	case i.since.IsZero():
+		i.since = now
+	case now.Sub(i.since) >= limit:
+		i.expired = true
+		_ = i.conn.SetReadDeadline(time.Unix(1, 0))
+	}
+}
+
 func (i *idle) drain() {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	i.late = true
-	if i.waiting {
+	if i.phase != serving {
 		_ = i.conn.SetReadDeadline(time.Now().Add(drainIdle))
 	}
 }
 
-func (i *idle) begin() {
+// enter begins a phase and reports whether a sweep has ended the one before.
+func (i *idle) enter(p phase) (expired bool) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	i.waiting = true
-	if i.late {
+	expired = i.expired
+	switch {
+	case i.late && p != serving && (expired || i.phase == serving):
 		_ = i.conn.SetReadDeadline(time.Now().Add(drainIdle))
-	}
-}
-
-func (i *idle) end() {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	i.waiting = false
-	if i.late {
+	case expired, i.late && p == serving:
 		_ = i.conn.SetReadDeadline(time.Time{})
 	}
+	i.phase, i.since, i.expired = p, time.Time{}, false
+	return expired
 }
 
-// watchAfter is how long a request runs before its client is watched. Most
-// requests are over by then and cost nothing.
-const watchAfter = 100 * time.Millisecond
-
-// watch notices that the client of a long request is gone, and ends the
-// request at the endpoint.
-type watch struct {
-	conn   *hbone.Stream
-	client *codec.ServerConn
-	timer  *time.Timer
-
-	mu     sync.Mutex
-	target *codec.ClientConn
-	done   chan struct{} // closed when the reader that runs has ended
-	gone   bool
-}
-
-func newWatch(conn *hbone.Stream, client *codec.ServerConn) *watch {
-	return &watch{conn: conn, client: client}
-}
-
-// start watches for as long as a request runs on target. The request's body
-// must have been read.
-func (w *watch) start(target *codec.ClientConn) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.target = target
-	if w.timer == nil {
-		w.timer = time.AfterFunc(watchAfter, w.look)
-		return
+// next waits for a request and reads its head.
+func (i *idle) next(c *codec.ServerConn) (*codec.Request, error) {
+	i.enter(quiet)
+	defer i.enter(serving)
+	if err := c.Waiting(); err != nil {
+		return nil, err
 	}
-	w.timer.Reset(watchAfter)
-}
-
-func (w *watch) look() {
-	w.mu.Lock()
-	target := w.target
-	if target == nil || w.done != nil {
-		w.mu.Unlock()
-		return
+	i.enter(reading)
+	req, err := c.Next()
+	if expired := i.enter(serving); expired && codec.Timeout(err) {
+		err = &codec.Error{Status: 408, Reason: "the head of the request did not come in time"}
 	}
-	done := make(chan struct{})
-	w.done = done
-	w.mu.Unlock()
-	defer close(done)
-	if err := w.client.Waiting(); err != nil && !codec.Timeout(err) {
-		w.mu.Lock()
-		w.gone = true
-		w.mu.Unlock()
-		target.Abort()
-	}
-}
-
-// stop ends the watching and reports whether the client is gone.
-func (w *watch) stop() bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.target == nil {
-		return w.gone
-	}
-	w.target = nil
-	w.timer.Stop()
-	if done := w.done; done != nil {
-		w.mu.Unlock()
-		_ = w.conn.SetReadDeadline(time.Unix(1, 0))
-		<-done
-		_ = w.conn.SetReadDeadline(time.Time{})
-		w.mu.Lock()
-		w.done = nil
-	}
-	return w.gone
+	return req, err
 }

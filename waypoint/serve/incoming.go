@@ -155,9 +155,7 @@ func (st *stream) http(first []byte) {
 	idle := st.server.newIdle(st.conn)
 	defer st.server.idles.Delete(idle)
 	for {
-		idle.begin()
-		req, err := c.Next()
-		idle.end()
+		req, err := idle.next(c)
 		if err != nil {
 			st.refuse(c, err)
 			return

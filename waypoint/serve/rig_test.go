@@ -60,6 +60,7 @@ type rig struct {
 	tunnelPort uint16
 	nextIP     byte
 	directory  *directory
+	server     *serve.Server
 	cert       atomic.Pointer[mtls.Certificate]
 	stop       func() // ends the waypoint as SIGTERM does
 	stopped    chan struct{}
@@ -147,9 +148,10 @@ func newRig(tb testing.TB, o options) *rig {
 	r.addr = in.Addr().String()
 	ctx, stop := context.WithCancel(context.Background())
 	r.stop = stop
+	r.server = serve.New(cfg)
 	go func() {
 		defer close(r.stopped)
-		if err := serve.New(cfg).Run(ctx, in); err != nil {
+		if err := r.server.Run(ctx, in); err != nil {
 			tb.Errorf("run: %v", err)
 		}
 	}()

@@ -16,8 +16,10 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"os"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/ambit-mesh/ambit/apis/spiffe"
@@ -32,7 +34,8 @@ const (
 	sniffLimit     = 100 * time.Millisecond
 	sourceLimit    = 250 * time.Millisecond // waiting for the description of a new source
 	maxHeld        = 1024                   // streams that wait for their service at a time
-	drainIdle      = time.Second            // for requests that cross our goodbye on an idle connection
+	acceptPause    = 50 * time.Millisecond
+	drainIdle      = time.Second // for requests that cross our goodbye on an idle connection
 )
 
 // Source of configuration, implemented by config.Builder.
@@ -107,6 +110,7 @@ func (s *Server) Run(ctx context.Context, l net.Listener) error {
 	flushed, endFlush := context.WithCancel(context.WithoutCancel(ctx))
 	var flushing sync.WaitGroup
 	flushing.Go(func() { s.relays.flush(flushed) })
+	flushing.Go(func() { s.sweepIdle(flushed) })
 	defer flushing.Wait()
 	defer endFlush()
 	defer s.conns.Wait()
@@ -116,13 +120,29 @@ func (s *Server) Run(ctx context.Context, l net.Listener) error {
 			if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
 				return nil
 			}
-			if timeout, ok := errors.AsType[net.Error](err); ok && timeout.Timeout() {
-				continue
+			if !passing(err) {
+				return err
 			}
-			return err
+			s.cfg.Log.Warn("accepting a connection", slog.Any("error", err))
+			select {
+			case <-time.After(acceptPause):
+			case <-ctx.Done():
+			}
+			continue
 		}
 		s.conns.Go(func() { s.connection(ctx, tls.Server(conn, secure)) })
 	}
+}
+
+// passing reports whether an error of Accept is the trouble of a moment: a
+// client that is gone already, or too many open files.
+func passing(err error) bool {
+	for _, passes := range [...]error{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.ECONNABORTED, os.ErrDeadlineExceeded} {
+		if errors.Is(err, passes) {
+			return true
+		}
+	}
+	return false
 }
 
 // tunnel is one mTLS connection of a peer.

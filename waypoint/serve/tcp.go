@@ -67,7 +67,7 @@ func (st *stream) relay(l *config.Listener, first []byte) {
 
 func (b *bytes) connect() (relay.Half, bool) {
 	s := b.st.server
-	target := b.listener.TCP.Pick(s.cfg.Random())
+	target := b.listener.TCP.Pick(b.listener.Turn.Next())
 	if b.cluster = s.cfg.Routes.Snapshot().Cluster(target.Cluster); b.cluster == nil {
 		b.flags, b.details = FlagNC, clusterNotFound
 		return nil, false

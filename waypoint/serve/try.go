@@ -2,6 +2,7 @@ package serve
 
 import (
 	"errors"
+	"strings"
 	"time"
 
 	"github.com/ambit-mesh/ambit/waypoint/backend"
@@ -155,20 +156,20 @@ func (x *exchange) send(c *codec.ClientConn) (*codec.Response, *failed) {
 		}
 		x.watch.start(c)
 	} else {
-		x.upload = startUpload(c, x.req, x.conn.Body())
+		x.upload = startUpload(c, x.req, x.conn.Body(), x.watch)
 	}
 	res, err := x.response(c)
 	if err == nil {
 		x.waited = time.Since(x.sent)
 		return res, nil
 	}
-	gone := x.watch.stop()
 	if x.upload != nil {
 		if f := x.upload.stop(x.st.conn, c); f != nil {
+			x.watch.stop()
 			return nil, f
 		}
 	}
-	if gone {
+	if x.watch.stop() {
 		return nil, &failed{flags: FlagDC, details: clientGone, err: errors.New("the client is gone")}
 	}
 	return nil, x.lost(err, route.OnReset)
@@ -202,7 +203,7 @@ func (x *exchange) response(c *codec.ClientConn) (*codec.Response, error) {
 		if err != nil {
 			return nil, err
 		}
-		if res.Status == 101 && x.req.Upgrade == "" {
+		if res.Status == 101 && (x.req.Upgrade == "" || !strings.EqualFold(res.Upgrade, x.req.Upgrade)) {
 			return nil, &codec.Error{Status: 502, Reason: "the endpoint switches protocols unasked"}
 		}
 		if res.Status >= 200 || res.Status == 101 {

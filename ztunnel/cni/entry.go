@@ -33,6 +33,7 @@ type entry struct {
 	failures int    // in a row
 	last     action // begun last
 	stop     func() // of the timer that is set; nil without
+	turn     int    // of the timer; one of an older turn that fires late is ignored
 	delayed  action // what the timer holds back
 	waiters  map[chan error]bool
 }
@@ -108,6 +109,7 @@ func (e *entry) close() {
 }
 
 func (e *entry) stopTimer() {
+	e.turn++
 	if e.stop != nil {
 		e.stop()
 		e.stop = nil

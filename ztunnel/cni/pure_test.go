@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containernetworking/cni/pkg/skel"
 
@@ -209,4 +210,29 @@ func FuzzParseAck(f *testing.F) {
 		}
 		_ = parseHello(data)
 	})
+}
+
+// TestLateTimerIsIgnored: a timer that has fired already when it is stopped must
+// not take its successor's place.
+func TestLateTimerIsIgnored(t *testing.T) {
+	var fire []func()
+	a := New(Config{AfterFunc: func(_ time.Duration, f func()) func() {
+		fire = append(fire, f)
+		return func() {}
+	}})
+	e := a.entry("u")
+	a.later(e, actSend, time.Second)
+	a.later(e, actProgram, time.Minute)
+	late := func(f func()) {
+		go f() // ends when the owner, here the test, has taken its message
+		(<-a.mail)()
+	}
+	late(fire[0])
+	if e.stop == nil || e.delayed != actProgram {
+		t.Error("the second timer holds nothing back any more")
+	}
+	late(fire[1])
+	if e.stop != nil {
+		t.Error("the second timer is still set after it has fired")
+	}
 }

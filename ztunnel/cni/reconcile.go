@@ -250,8 +250,12 @@ func (a *Agent) finish(e *entry, o outcome, success func()) {
 func (a *Agent) later(e *entry, what action, wait time.Duration) {
 	e.stopTimer()
 	e.delayed = what
+	turn := e.turn
 	e.stop = a.cfg.AfterFunc(wait, func() {
 		a.post(func() {
+			if e.turn != turn {
+				return // stopped when it had fired already
+			}
 			e.stop = nil
 			a.reconcile(e)
 		})

@@ -64,7 +64,7 @@ func Inbound(s *workload.Snapshot, a Arrival) (Delivery, error) {
 
 // splitAuthority reads ip:port (addr is valid) or host:port.
 func splitAuthority(authority string) (host string, port uint16, addr netip.Addr, err error) {
-	if ap, err := netip.ParseAddrPort(authority); err == nil {
+	if ap, err := netip.ParseAddrPort(authority); err == nil && ap.Port() != 0 {
 		return "", ap.Port(), ap.Addr().Unmap(), nil
 	}
 	host, text, err := net.SplitHostPort(authority)

@@ -398,6 +398,7 @@ func TestInbound(t *testing.T) {
 		{"no host", ":80", nil, nil, `1: authority ":80" is not host:port`},
 		{"empty", "", nil, nil, `1: authority "" is not host:port`},
 		{"port 0", "s:0", nil, nil, `1: authority "s:0" has no valid port`},
+		{"port 0 of an address", me + ":0", nil, nil, `1: authority "10.0.0.1:0" has no valid port`},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			local := proto.CloneOf(own)

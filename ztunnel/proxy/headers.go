@@ -62,11 +62,15 @@ func baggage(w *workload.Workload) string {
 	return b.String()
 }
 
-// parseBaggage reads a peer's description of itself. Unknown keys are ignored.
+// parseBaggage reads a peer's description of itself. Unknown keys are ignored,
+// and so is what cannot be the name of an object.
 func parseBaggage(text string) telemetry.Peer {
 	var p telemetry.Peer
 	for member := range strings.SplitSeq(text, ",") {
 		key, value, _ := strings.Cut(strings.TrimSpace(member), "=")
+		if len(value) > maxName || !plainASCII(value) {
+			continue
+		}
 		switch key {
 		case "k8s.cluster.name":
 			p.Cluster = value
@@ -104,14 +108,25 @@ func forwardedHost(text string) string {
 			continue
 		}
 		value = strings.Trim(value, `"`)
-		for i := range len(value) {
-			if value[i] <= ' ' || value[i] > '~' {
-				return ""
-			}
+		if !plainASCII(value) {
+			return ""
 		}
 		return value
 	}
 	return ""
+}
+
+// maxName is how long the name of a Kubernetes object may be.
+const maxName = 253
+
+// plainASCII reports whether text is printable and without spaces.
+func plainASCII(text string) bool {
+	for i := range len(text) {
+		if text[i] <= ' ' || text[i] > '~' {
+			return false
+		}
+	}
+	return true
 }
 
 // traceparent returns the header of a new trace, not sampled.

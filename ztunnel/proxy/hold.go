@@ -120,7 +120,7 @@ func (p *Proxy) awaitCertificate(ctx context.Context, c client, w *workload.Work
 			select {
 			case <-time.After(certificateRetry):
 			case <-ctx.Done():
-				return errors.Join(context.Cause(ctx), err)
+				return fmt.Errorf("%w: %w", context.Cause(ctx), err)
 			}
 		}
 	})

@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"net/netip"
@@ -37,6 +38,11 @@ func (p *Proxy) outbound(conn *net.TCPConn, target netip.AddrPort) {
 	var err error
 	defer func() { r.end(err) }()
 	var source *workload.Workload
+	if target == localAddr(conn) {
+		// Not captured: what would be dialled is the listener that has accepted it.
+		err = &telemetry.Refusal{Reason: telemetry.SelfCall, Err: fmt.Errorf("%s is a port of ztunnel", target)}
+		return
+	}
 	from := client{conn, func(bool) bool { return !p.owned(src) }}
 	if source, err = p.awaitWorkload(p.life, from); err != nil {
 		return

@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
@@ -162,7 +163,7 @@ func dialError(err error, to netip.AddrPort) error {
 	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, syscall.ETIMEDOUT) {
 		reason = telemetry.ConnectTimeout
 		if ownPort(to.Port()) {
-			err = errors.Join(err, errors.New("maybe a NetworkPolicy blocks port 15008"))
+			err = fmt.Errorf("%w; maybe a NetworkPolicy blocks port 15008", err)
 		}
 	}
 	return &telemetry.Refusal{Reason: reason, Err: err}

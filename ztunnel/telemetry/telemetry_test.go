@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net/http/httptest"
 	"net/netip"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -150,6 +151,26 @@ func scrape(m *Metrics, accept string) string {
 	w := httptest.NewRecorder()
 	m.Handler().ServeHTTP(w, r)
 	return w.Header().Get("Content-Type") + "\n" + w.Body.String()
+}
+
+func TestSeriesAreBounded(t *testing.T) {
+	traffic := NewTraffic()
+	key := func(i int) seriesKey {
+		return seriesKey{Labels{Direction: Inbound, Source: Peer{Workload: strconv.Itoa(i)}}, OK.Flag()}
+	}
+	for i := range maxSeries {
+		traffic.series[key(i)] = &series{}
+	}
+	for i := range 100 {
+		traffic.Open(key(maxSeries+i).Labels, nil).Close(OK)
+	}
+	if n := len(traffic.series); n > maxSeries+1 {
+		t.Errorf("%d series, want at most %d and one for the rest", n, maxSeries)
+	}
+	rest := traffic.get(key(-1))
+	if n := rest.opened.Load(); n != 100 {
+		t.Errorf("%d connections beyond the limit are counted, want 100", n)
+	}
 }
 
 func TestExposition(t *testing.T) {

@@ -105,6 +105,10 @@ func (c *Connection) flush() {
 	c.received, c.sent = received, sent
 }
 
+// maxSeries bounds what is counted apart: workloads come and go, and some labels
+// are a peer's own word. Beyond it connections are counted with ends unknown.
+const maxSeries = 50_000
+
 func (t *Traffic) get(k seriesKey) *series {
 	t.mu.RLock()
 	s := t.series[k]
@@ -114,6 +118,9 @@ func (t *Traffic) get(k seriesKey) *series {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.series[k] == nil && len(t.series) >= maxSeries {
+		k.Labels = Labels{Direction: k.Direction, MutualTLS: k.MutualTLS}
+	}
 	if s = t.series[k]; s == nil {
 		s = &series{labels: k.pairs()}
 		t.series[k] = s

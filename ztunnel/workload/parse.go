@@ -100,7 +100,11 @@ func (w *Workload) parseEnums(m *api.Workload) error {
 	if t == nil {
 		return nil
 	}
-	w.AppTunnel = &AppTunnel{Port: uint16(t.GetPort())}
+	port, err := parsePort(t.GetPort())
+	if err != nil {
+		return fmt.Errorf("application tunnel: %w", err)
+	}
+	w.AppTunnel = &AppTunnel{Port: port}
 	switch t.GetProtocol() {
 	case api.ApplicationTunnel_NONE:
 	case api.ApplicationTunnel_PROXY:
@@ -131,7 +135,11 @@ func parseMemberships(in map[string]*api.PortList) ([]Membership, error) {
 		if !ok {
 			return nil, fmt.Errorf("service key %q is not namespace/hostname", name)
 		}
-		out = append(out, Membership{Service: key, Ports: parsePorts(ports.GetPorts())})
+		list, err := parsePorts(ports.GetPorts())
+		if err != nil {
+			return nil, fmt.Errorf("service %s: %w", key, err)
+		}
+		out = append(out, Membership{Service: key, Ports: list})
 	}
 	slices.SortFunc(out, func(a, b Membership) int { return compareKeys(a.Service, b.Service) })
 	return out, nil
@@ -141,20 +149,39 @@ func compareKeys(a, b ServiceKey) int {
 	return cmp.Or(cmp.Compare(a.Hostname, b.Hostname), cmp.Compare(a.Namespace, b.Namespace))
 }
 
-func parsePorts(in []*api.Port) []Port {
+func parsePorts(in []*api.Port) ([]Port, error) {
 	out := make([]Port, 0, len(in))
 	for _, p := range in {
-		out = append(out, Port{Service: uint16(p.GetServicePort()), Target: uint16(p.GetTargetPort())})
+		service, err := parsePort(p.GetServicePort())
+		if err != nil {
+			return nil, err
+		}
+		target, err := parsePort(p.GetTargetPort())
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, Port{Service: service, Target: target})
 	}
 	slices.SortFunc(out, func(a, b Port) int { return cmp.Compare(a.Service, b.Service) })
-	return out
+	return out, nil
+}
+
+func parsePort(p uint32) (uint16, error) {
+	if p > 0xffff {
+		return 0, fmt.Errorf("port %d is beyond 65535", p)
+	}
+	return uint16(p), nil
 }
 
 func parseGateway(g *api.GatewayAddress) (*Gateway, error) {
 	if g == nil {
 		return nil, nil // absent is a valid value of the field
 	}
-	out := &Gateway{Port: uint16(g.GetHboneMtlsPort())}
+	port, err := parsePort(g.GetHboneMtlsPort())
+	if err != nil {
+		return nil, err
+	}
+	out := &Gateway{Port: port}
 	switch d := g.GetDestination().(type) {
 	case *api.GatewayAddress_Address:
 		ip, ok := netip.AddrFromSlice(d.Address.GetAddress())
@@ -172,7 +199,7 @@ func parseGateway(g *api.GatewayAddress) (*Gateway, error) {
 
 func parseService(m *api.Service) (*Service, error) {
 	s := &Service{
-		Name: m.GetName(), Key: ServiceKey{m.GetNamespace(), m.GetHostname()}, Ports: parsePorts(m.GetPorts()),
+		Name: m.GetName(), Key: ServiceKey{m.GetNamespace(), m.GetHostname()},
 		Canonical: m.GetCanonical(), Private: m.GetVisibility() == api.Service_NAMESPACE, peers: m.GetSubjectAltNames(),
 	}
 	if s.Key.Namespace == "" || s.Key.Hostname == "" {
@@ -184,10 +211,13 @@ func parseService(m *api.Service) (*Service, error) {
 			s.Peers = append(s.Peers, id)
 		}
 	}
+	var err error
+	if s.Ports, err = parsePorts(m.GetPorts()); err != nil {
+		return nil, err
+	}
 	if err := s.parseAddresses(m.GetAddresses()); err != nil {
 		return nil, err
 	}
-	var err error
 	if s.Waypoint, err = parseGateway(m.GetWaypoint()); err != nil {
 		return nil, fmt.Errorf("waypoint: %w", err)
 	}

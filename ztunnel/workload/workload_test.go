@@ -91,6 +91,14 @@ func TestRejectedResourcesKeepTheirPreviousValue(t *testing.T) {
 			s.LoadBalancing = &api.LoadBalancing{RoutingPreference: []api.LoadBalancing_Scope{0}}
 		}), "unknown routing preference 0"},
 		{"families", service("ns", "s", "", func(s *api.Service) { s.IpFamilies = 9 }), "unknown ip families 9"},
+		{"service port", service("ns", "s", "", func(s *api.Service) { s.Ports[0].ServicePort = 65616 }), "port 65616 is beyond 65535"},
+		{"target port", pod("a", "", func(w *api.Workload) {
+			w.Services = map[string]*api.PortList{"ns/s": {Ports: []*api.Port{{ServicePort: 80, TargetPort: 1 << 16}}}}
+		}), "service ns/s: port 65536 is beyond 65535"},
+		{"waypoint port", pod("a", "", func(w *api.Workload) {
+			w.Waypoint = &api.GatewayAddress{Destination: workloadtest.ByAddress("10.0.0.9").GetDestination(), HboneMtlsPort: 80544}
+		}), "waypoint: port 80544 is beyond 65535"},
+		{"application tunnel port", pod("a", "", func(w *api.Workload) { w.ApplicationTunnel = &api.ApplicationTunnel{Port: 70000} }), "application tunnel: port 70000 is beyond 65535"},
 		{"prefix", service("ns", "s", "", func(s *api.Service) {
 			s.Addresses = []*api.NetworkAddress{{Address: []byte{10, 0, 0, 1}, Length: &five}}
 		}), "too long"},

@@ -12,9 +12,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"os/signal"
+	"slices"
 	"strings"
 	"time"
 )
@@ -34,6 +36,7 @@ type report struct {
 	output                  map[string][]string // by package and test, of those that run
 	passed, failed, skipped int
 	reasons                 []string
+	failures                map[string]bool // packages with a failed test
 }
 
 func main() {
@@ -64,7 +67,7 @@ func run(ctx context.Context, dir string, args []string, out io.Writer) (int, er
 	if err := command.Start(); err != nil {
 		return 0, err
 	}
-	r := &report{out: out, output: map[string][]string{}}
+	r := &report{out: out, output: map[string][]string{}, failures: map[string]bool{}}
 	lines := bufio.NewReader(events)
 	for {
 		line, err := lines.ReadString('\n')
@@ -106,6 +109,7 @@ func (r *report) line(line string) {
 
 func (r *report) result(e event, output []string) {
 	if e.Action == "fail" {
+		r.unfinished(e)
 		fmt.Fprint(r.out, strings.Join(output, ""))
 	}
 	switch {
@@ -119,6 +123,24 @@ func (r *report) result(e event, output []string) {
 	case e.Action == "skip":
 		r.skipped++
 		r.reasons = append(r.reasons, e.Package+" "+e.Test+": "+reason(output))
+	}
+}
+
+// unfinished shows what the tests said that a failed package leaves behind: one
+// of them hung or ended the process. Such a package counts as a failed test.
+func (r *report) unfinished(e event) {
+	if e.Test != "" {
+		r.failures[e.Package] = true
+		return
+	}
+	for _, key := range slices.Sorted(maps.Keys(r.output)) {
+		if strings.HasPrefix(key, e.Package+" ") && key != e.Package+" " {
+			fmt.Fprint(r.out, strings.Join(r.output[key], ""))
+			delete(r.output, key)
+		}
+	}
+	if !r.failures[e.Package] {
+		r.failed++
 	}
 }
 

@@ -81,8 +81,18 @@ func upCommand(state *string) *cobra.Command {
 			if !foreground {
 				return nil
 			}
-			<-c.Context().Done()
-			return l.Down(context.WithoutCancel(c.Context()))
+			select {
+			case <-l.Ended():
+				return fmt.Errorf("lab has ended, see %s", filepath.Join(l.StateDir(), "lab.log"))
+			case <-c.Context().Done():
+			}
+			// An interrupt at the terminal reaches the lab as well: it may be faster.
+			err = l.Down(context.WithoutCancel(c.Context()))
+			<-l.Ended()
+			if errors.Is(err, lab.ErrNotRunning) {
+				return nil
+			}
+			return err
 		},
 	}
 	c.Flags().IntVar(&o.Nodes, "nodes", 2, "number of nodes")

@@ -19,7 +19,7 @@ import (
 )
 
 // DefaultWaypointImage is the image of generated waypoints.
-const DefaultWaypointImage = "ambit/waypoint"
+const DefaultWaypointImage = "ambit-mesh/waypoint:1"
 
 // caSecretType is what Istio gives the Secret, so that either can take over.
 const caSecretType = "istio.io/ca-root"

@@ -35,6 +35,29 @@ var chars = func() (t [256]uint8) {
 	return t
 }()
 
+// ValidName reports whether a field may have this name: a token in lower case,
+// and none of the fields that are about one connection or the body's length.
+func ValidName(name string) bool {
+	if name == "" || name == "host" || perConnection(name) || !all(name, charToken) {
+		return false
+	}
+	for i := range len(name) {
+		if name[i] >= 'A' && name[i] <= 'Z' {
+			return false
+		}
+	}
+	return true
+}
+
+// ValidValue reports whether s may be the value of a field.
+func ValidValue(s string) bool { return all(s, charValue) }
+
+// ValidTarget reports whether s may be part of a request target.
+func ValidTarget(s string) bool { return all(s, charTarget) }
+
+// ValidHost reports whether s may be part of an authority.
+func ValidHost(s string) bool { return all(s, charHost) }
+
 func all[T string | []byte](s T, class uint8) bool {
 	for i := range len(s) {
 		if chars[s[i]]&class == 0 {

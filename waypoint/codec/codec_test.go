@@ -190,6 +190,21 @@ func TestPipelined(t *testing.T) {
 	}
 }
 
+// TestRefusalAfterHEADHasItsText: the request that is refused is not HEAD.
+func TestRefusalAfterHEADHasItsText(t *testing.T) {
+	w := &wire{in: strings.NewReader("HEAD / HTTP/1.1\r\nHost: a\r\n\r\nGARBAGE\r\n\r\n")}
+	s := codec.NewServerConn(w, nil)
+	if _, err := s.Next(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Next(); err == nil {
+		t.Fatal("garbage was accepted")
+	}
+	if err := s.Text(&codec.Response{Status: 400, Reason: "Bad Request"}, "why\n"); err != nil || !strings.HasSuffix(w.out.String(), "\r\n\r\nwhy\n") {
+		t.Errorf("got %q, %v", w.out.String(), err)
+	}
+}
+
 func TestCutShort(t *testing.T) {
 	if _, err := serverOn("GET / HTTP/1.1\r\nHo").Next(); !errors.Is(err, io.ErrUnexpectedEOF) {
 		t.Errorf("head cut short: %v", err)

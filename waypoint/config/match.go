@@ -8,6 +8,7 @@ import (
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 
+	"github.com/ambit-mesh/ambit/waypoint/codec"
 	"github.com/ambit-mesh/ambit/waypoint/filter"
 	"github.com/ambit-mesh/ambit/waypoint/route"
 )
@@ -154,11 +155,7 @@ func compileHeader(add []*corev3.HeaderValueOption, remove []string, at string) 
 
 // changeable refuses names that are not ordinary fields here.
 func changeable(name string) error {
-	switch name {
-	case "", "host", "content-length", "transfer-encoding", "connection", "upgrade":
-		return fmt.Errorf("header %q is not supported", name)
-	}
-	if name[0] == ':' || strings.ContainsAny(name, " \t\r\n:") {
+	if !codec.ValidName(name) {
 		return fmt.Errorf("header %q is not supported", name)
 	}
 	return nil

@@ -10,6 +10,7 @@ import (
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 
+	"github.com/ambit-mesh/ambit/waypoint/codec"
 	"github.com/ambit-mesh/ambit/waypoint/filter"
 	"github.com/ambit-mesh/ambit/waypoint/route"
 )
@@ -87,7 +88,10 @@ func compileAction(rule *route.Rule, m *routev3.RouteAction, at string) error {
 		rule.Missing = 500
 	}
 	rule.Rewrite.Host = m.GetHostRewriteLiteral()
-	if rule.Rewrite.Path, err = compileRewrite(m.GetPathRewrite(), m.GetPrefixRewrite(), m.GetRegexRewrite(), at+".regex_rewrite"); err != nil {
+	if err := written(codec.ValidHost, at, "host_rewrite_literal", rule.Rewrite.Host); err != nil {
+		return err
+	}
+	if rule.Rewrite.Path, err = compileRewrite(m.GetPathRewrite(), m.GetPrefixRewrite(), m.GetRegexRewrite(), at); err != nil {
 		return err
 	}
 	if name := m.GetCluster(); name != "" {
@@ -117,6 +121,9 @@ func compileWeighted(m *routev3.WeightedCluster, at string) (*route.Targets, err
 			return nil, err
 		}
 		target := route.Target{Cluster: c.GetName(), Weight: c.GetWeight().GetValue(), Host: c.GetHostRewriteLiteral()}
+		if err := written(codec.ValidHost, at, "host_rewrite_literal", target.Host); err != nil {
+			return nil, err
+		}
 		if target.Request, err = compileHeader(c.GetRequestHeadersToAdd(), c.GetRequestHeadersToRemove(), at+".request_headers"); err != nil {
 			return nil, err
 		}
@@ -176,8 +183,12 @@ func compileRedirect(m *routev3.RedirectAction, at string) (*filter.Redirect, er
 		Status: codes[m.GetResponseCode()], Scheme: m.GetSchemeRedirect(), Host: m.GetHostRedirect(), Port: m.GetPortRedirect(),
 		Path: m.GetPathRedirect(), StripQuery: m.GetStripQuery(),
 	}
-	var err error
-	if d.Rewrite, err = compileRewrite("", m.GetPrefixRewrite(), m.GetRegexRewrite(), at+".regex_rewrite"); err != nil {
+	err := errors.Join(written(codec.ValidHost, at, "host_redirect", d.Host, "scheme_redirect", d.Scheme),
+		written(codec.ValidTarget, at, "path_redirect", d.Path))
+	if err != nil {
+		return nil, err
+	}
+	if d.Rewrite, err = compileRewrite("", m.GetPrefixRewrite(), m.GetRegexRewrite(), at); err != nil {
 		return nil, err
 	}
 	if m.GetHttpsRedirect() {
@@ -208,6 +219,11 @@ func compileDirect(m *routev3.DirectResponseAction, at string) (*route.Direct, e
 
 // compileRewrite returns nil when no part is set.
 func compileRewrite(whole, prefix string, re *matcherv3.RegexMatchAndSubstitute, at string) (*filter.PathRewrite, error) {
+	if err := written(codec.ValidTarget, at, "path_rewrite", whole, "prefix_rewrite", prefix,
+		"regex_rewrite.substitution", re.GetSubstitution()); err != nil {
+		return nil, err
+	}
+	at += ".regex_rewrite"
 	if re == nil {
 		if whole == "" && prefix == "" {
 			return nil, nil
@@ -233,5 +249,19 @@ func literal(value string) (string, error) {
 	if strings.Contains(strings.ReplaceAll(value, "%%", ""), "%") {
 		return "", errors.New("values with %COMMANDS% are not supported")
 	}
+	if !codec.ValidValue(value) {
+		return "", errors.New("has a control character")
+	}
 	return strings.ReplaceAll(value, "%%", "%"), nil
+}
+
+// written refuses a text that would break out of the place in a head to which
+// it is written. The names and texts are pairs.
+func written(valid func(string) bool, at string, pairs ...string) error {
+	for i := 0; i < len(pairs); i += 2 {
+		if !valid(pairs[i+1]) {
+			return fmt.Errorf("%s.%s: %q has a character that it must not have", at, pairs[i], pairs[i+1])
+		}
+	}
+	return nil
 }

@@ -134,6 +134,7 @@ func (r *Retry) Pause(number int, random uint64) time.Duration {
 	if base <= 0 {
 		base = DefaultBase
 	}
+	base = min(base, time.Hour) // so that nothing below overflows
 	if most <= 0 {
 		most = 10 * base
 	}

@@ -249,6 +249,13 @@ func TestRetry(t *testing.T) {
 	if err := r.ParseRetryOn("5xx,sometimes"); err == nil {
 		t.Error("an unknown condition was accepted")
 	}
+	r.Base = math.MaxInt64
+	for number := 1; number < 40; number++ {
+		if p := r.Pause(number, ^uint64(0)); p < 0 || p > 10*time.Hour {
+			t.Errorf("pause %d after a huge interval is %v", number, p)
+		}
+	}
+	r.Base = 0
 	for number := 1; number < 40; number++ {
 		if p := r.Pause(number, ^uint64(0)); p < 0 || p >= 250*time.Millisecond {
 			t.Errorf("pause %d is %v, want less than ten times 25 ms", number, p)

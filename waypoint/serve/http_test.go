@@ -437,6 +437,8 @@ func TestBrokenChunksAreTheEndpointsFault(t *testing.T) {
 		}
 		_, _ = http.ReadRequest(bufio.NewReader(conn))
 		_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello and more\r\n")
+		_, _ = io.Copy(io.Discard, conn)
+		_ = conn.Close()
 	}()
 	r.service([]pod{p})
 	if res, err := r.client().Get("http://reviews/"); err == nil {

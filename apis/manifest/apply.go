@@ -64,6 +64,11 @@ func (w *Watcher) take(tried map[string]loadedFile) []Change {
 			changes[path] = change
 		}
 	}
+	for _, path := range order {
+		if known := w.files[path]; known != nil && known.err != nil {
+			w.restore(path, known)
+		}
+	}
 	for _, key := range slices.SortedFunc(maps.Keys(before), compareKeys) {
 		w.difference(changes, key, before[key], w.effective(key))
 	}
@@ -74,9 +79,8 @@ func (w *Watcher) take(tried map[string]loadedFile) []Change {
 	return list
 }
 
-// replace gives a file its new contents, or back its old ones if the new ones
-// are refused. The change tells of errors that begin and end, and that a file
-// is gone.
+// replace gives a file its new contents unless they are refused. The change
+// tells of errors that begin and end, and that a file is gone.
 func (w *Watcher) replace(path string, loaded loadedFile) *Change {
 	known := w.files[path]
 	if loaded.gone {
@@ -96,7 +100,6 @@ func (w *Watcher) replace(path string, loaded loadedFile) *Change {
 	was := known.err
 	known.err = err
 	if err != nil {
-		w.define(path, known)
 		if was != nil && was.Error() == err.Error() {
 			return nil
 		}
@@ -141,6 +144,30 @@ func (w *Watcher) define(path string, known *file) {
 	}
 }
 
+// restore gives a file whose new contents were refused its old ones back, but
+// for what another file has taken over in the same batch.
+func (w *Watcher) restore(path string, known *file) {
+	kept := known.objects[:0:0]
+	for _, object := range known.objects {
+		if taken, _ := w.definedElsewhere(path, known.dir, object.Key); taken == "" {
+			kept = append(kept, object)
+		}
+	}
+	known.objects = kept
+	w.define(path, known)
+}
+
+// definedElsewhere returns the other file of the same directory that defines
+// the key, and the line; "" if there is none.
+func (w *Watcher) definedElsewhere(path string, dir int, key Key) (other string, line int) {
+	for other, object := range w.defined[key] {
+		if known := w.files[other]; other != path && known != nil && known.dir == dir {
+			return other, object.Line
+		}
+	}
+	return "", 0
+}
+
 func (w *Watcher) undefine(path string, known *file) {
 	for _, object := range known.objects {
 		delete(w.defined[object.Key], path)
@@ -178,13 +205,10 @@ func (w *Watcher) conflict(path string, dir int, objects []Object) error {
 			return &Error{File: path, Line: object.Line, Reason: fmt.Sprintf("%s is defined in line %d already", object.Key, line)}
 		}
 		lines[object.Key] = object.Line
-		for _, other := range slices.Sorted(maps.Keys(w.defined[object.Key])) {
-			if known := w.files[other]; other != path && known != nil && known.dir == dir {
-				return &conflictError{at: Error{
-					File: path, Line: object.Line,
-					Reason: fmt.Sprintf("%s is defined in %s:%d already", object.Key, other, w.defined[object.Key][other].Line),
-				}}
-			}
+		if other, line := w.definedElsewhere(path, dir, object.Key); other != "" {
+			return &conflictError{at: Error{
+				File: path, Line: object.Line, Reason: fmt.Sprintf("%s is defined in %s:%d already", object.Key, other, line),
+			}}
 		}
 	}
 	return nil

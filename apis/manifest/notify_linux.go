@@ -18,7 +18,8 @@ import (
 type eventKind int
 
 const (
-	tree     eventKind = iota // a folder changed or notifications were lost: anything may be different
+	lost     eventKind = iota // notifications: anything may be different
+	tree                      // a folder came, went or changed its name
 	modified                  // by a writer that still has it open
 	closed                    // by a writer
 	replaced                  // by rename: whole at once
@@ -27,7 +28,7 @@ const (
 
 type event struct {
 	kind eventKind
-	path string // of a manifest file; empty for tree
+	path string // of a manifest file; empty for lost and tree
 }
 
 const interesting = syscall.IN_MODIFY | syscall.IN_CLOSE_WRITE | syscall.IN_MOVED_TO | syscall.IN_MOVED_FROM |
@@ -131,7 +132,9 @@ func (n *notifier) next(data []byte) (e event, relevant bool, rest []byte) {
 	n.mu.Unlock()
 
 	switch {
-	case mask&(syscall.IN_Q_OVERFLOW|syscall.IN_ISDIR|syscall.IN_DELETE_SELF|syscall.IN_MOVE_SELF) != 0:
+	case mask&syscall.IN_Q_OVERFLOW != 0:
+		return event{kind: lost}, true, rest
+	case mask&(syscall.IN_ISDIR|syscall.IN_DELETE_SELF|syscall.IN_MOVE_SELF) != 0:
 		return event{kind: tree}, true, rest
 	case strings.HasPrefix(string(name), "..") && mask&syscall.IN_MOVED_TO != 0:
 		return event{kind: tree}, true, rest // a mounted ConfigMap was exchanged
@@ -164,6 +167,9 @@ func stampOf(path string) (stamp, error) {
 	info, err := os.Stat(path)
 	if err != nil {
 		return stamp{}, err
+	}
+	if !info.Mode().IsRegular() {
+		return stamp{}, fmt.Errorf("is no regular file but %s", info.Mode().Type())
 	}
 	result := stamp{size: info.Size(), modified: info.ModTime().UnixNano()}
 	if system, ok := info.Sys().(*syscall.Stat_t); ok {

@@ -3,6 +3,7 @@ package manifest
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"log/slog"
 	"maps"
@@ -22,8 +23,10 @@ const (
 	// to be: an object that moves from one file to another must not be gone in
 	// between.
 	patience = time.Second
-	// awaitInterval is how often a directory that does not exist is looked for.
-	awaitInterval = 500 * time.Millisecond
+	// scanInterval is how often, at the most, all files are looked at.
+	scanInterval = 100 * time.Millisecond
+	// maxFile bounds what is read of one file, in bytes.
+	maxFile = 64 << 20
 )
 
 // Change is what the (re)reading of one file means for the objects.
@@ -42,6 +45,8 @@ type Change struct {
 type Watcher struct {
 	log  *slog.Logger
 	dirs []string
+
+	dirty bool // something may have happened that no event told: look at everything
 
 	files   map[string]*file          // every manifest file that exists
 	defined map[Key]map[string]Object // by the files that define it; may be of several directories
@@ -92,11 +97,13 @@ func (w *Watcher) Run(ctx context.Context, apply func(changes []Change, initial 
 		return err
 	}
 	defer notify.close()
-	missing := w.scan(notify)
+	w.scan(notify)
 	apply(w.read(slices.Sorted(maps.Keys(w.due))), true)
 
-	await := time.NewTicker(awaitInterval)
-	defer await.Stop()
+	// Folders are looked at again at most once in a while, however many come
+	// and go; a directory that does not exist is looked for as often.
+	scan := time.NewTicker(scanInterval)
+	defer scan.Stop()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -107,27 +114,32 @@ func (w *Watcher) Run(ctx context.Context, apply func(changes []Change, initial 
 		case err := <-notify.failed:
 			return err
 		case event := <-notify.events:
-			missing = w.note(event, notify) || missing
-		case <-await.C:
-			if missing {
-				missing = w.scan(notify)
+			w.note(event)
+		case <-scan.C:
+			if w.dirty {
+				w.scan(notify)
 			}
 		case <-timer.C:
 		}
-		missing = w.noteAll(notify) || missing // what happened meanwhile may make a file busy again
+		w.noteWaiting(notify.events) // what happened meanwhile may make a file busy again
 		if changes := w.read(w.ready(time.Now())); len(changes) > 0 {
 			apply(changes, false)
 		}
 	}
 }
 
-// note records what happened to a file or, after changes of the tree, looks at
-// all of it. It reports whether a directory is missing.
-func (w *Watcher) note(event event, notify *notifier) (missing bool) {
+// note records what happened to a file.
+func (w *Watcher) note(event event) {
 	now := time.Now()
 	switch event.kind {
+	case lost:
+		w.dirty = true
+		for path := range w.busy { // what closed them may be among what was lost
+			w.due[path] = due{at: now.Add(quiet)}
+		}
+		clear(w.busy)
 	case tree:
-		return w.scan(notify)
+		w.dirty = true
 	case modified:
 		w.busy[event.path] = true
 	case closed, removed:
@@ -137,18 +149,13 @@ func (w *Watcher) note(event event, notify *notifier) (missing bool) {
 		delete(w.busy, event.path)
 		w.due[event.path] = due{at: now, alone: true}
 	}
-	return false
 }
 
-// noteAll takes note of all events that are waiting.
-func (w *Watcher) noteAll(notify *notifier) (missing bool) {
-	for {
-		select {
-		case event := <-notify.events:
-			missing = w.note(event, notify) || missing
-		default:
-			return missing
-		}
+// noteWaiting takes note of the events that are waiting, but not of those that
+// come meanwhile.
+func (w *Watcher) noteWaiting(events <-chan event) {
+	for range len(events) {
+		w.note(<-events)
 	}
 }
 
@@ -191,44 +198,53 @@ func (w *Watcher) untilDue(now time.Time) time.Duration {
 }
 
 // scan walks the directories, watches every folder and makes due every file
-// that is new, different or gone. It reports whether a directory is missing.
-func (w *Watcher) scan(notify *notifier) (missing bool) {
+// that is new, different or gone. Links to folders below a directory are not
+// followed.
+func (w *Watcher) scan(notify *notifier) {
+	w.dirty = false
 	seen := map[string]bool{}
 	for _, dir := range w.dirs {
 		if _, err := os.Stat(dir); err != nil {
-			missing = true
+			w.dirty = true // awaited
 			continue
 		}
-		err := filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
+		root := dir + string(filepath.Separator) // so that a directory that is a link is followed
+		err := filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
 			switch {
 			case err != nil:
 				return nil //nolint:nilerr // gone meanwhile, or not ours to read: the file's own read says so
-			case entry.IsDir() && path != dir && strings.HasPrefix(entry.Name(), "."):
+			case entry.IsDir() && path != root && strings.HasPrefix(entry.Name(), "."):
 				return fs.SkipDir
 			case entry.IsDir():
 				return notify.add(path)
-			case !isManifest(path):
-				return nil
-			}
-			seen[path] = true
-			known := w.files[path]
-			if now, err := stampOf(path); known == nil || err != nil || now != known.stamp {
-				if _, waiting := w.due[path]; !waiting {
-					w.due[path] = due{at: time.Now()}
-				}
+			case isManifest(path):
+				seen[path] = true
+				w.notice(path)
 			}
 			return nil
 		})
 		if err != nil {
+			w.dirty = true // tried again
 			w.log.Warn("directory of manifests cannot be watched", "dir", dir, "error", err)
 		}
 	}
 	for path := range w.files {
 		if !seen[path] {
+			delete(w.busy, path)
 			w.due[path] = due{at: time.Now().Add(quiet)} // an editor may be replacing it
 		}
 	}
-	return missing
+}
+
+// notice makes a file due if it is new or different.
+func (w *Watcher) notice(path string) {
+	if _, waiting := w.due[path]; waiting {
+		return
+	}
+	known := w.files[path]
+	if now, err := stampOf(path); known == nil || err != nil || now != known.stamp {
+		w.due[path] = due{at: time.Now().Add(quiet)}
+	}
 }
 
 func isManifest(path string) bool {
@@ -250,13 +266,16 @@ func (w *Watcher) load(path string) (loaded loadedFile, ok bool) {
 	if err != nil {
 		return loadedFile{err: &Error{File: path, Reason: err.Error()}}, true
 	}
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return loadedFile{stamp: before, err: &Error{File: path, Reason: err.Error()}}, true
+	if before.size > maxFile {
+		return loadedFile{stamp: before, err: &Error{File: path, Reason: fmt.Sprintf("has %d bytes, more than %d", before.size, maxFile)}}, true
 	}
-	if after, err := stampOf(path); err != nil || after != before {
+	data, err := os.ReadFile(path)
+	if after, statErr := stampOf(path); statErr != nil || after != before {
 		w.due[path] = due{at: time.Now().Add(quiet)}
 		return loadedFile{}, false
+	}
+	if err != nil {
+		return loadedFile{stamp: before, err: &Error{File: path, Reason: err.Error()}}, true
 	}
 	objects, err := Parse(path, data)
 	if err == nil && len(objects) == 0 {

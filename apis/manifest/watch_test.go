@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -193,4 +194,98 @@ func TestWatcherObjectMovesBetweenFiles(t *testing.T) {
 	write(t, dir+"/a.yaml", object("a", "1"))
 	write(t, dir+"/b.yaml", object("b", "2"))
 	w.want("b.yaml: +b2") // and never "a.yaml: -b"
+}
+
+func TestWatcherFollowsALink(t *testing.T) {
+	dir, link := t.TempDir(), t.TempDir()+"/link"
+	write(t, dir+"/a.yaml", object("a", "1"))
+	if err := os.Symlink(dir, link); err != nil {
+		t.Fatal(err)
+	}
+	w := watch(t, link)
+	w.want("a.yaml: +a1")
+	write(t, dir+"/a.yaml", object("a", "2"))
+	w.want("a.yaml: +a2")
+}
+
+func TestWatcherReadsRegularFilesOnly(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir+"/a.yaml", object("a", "1"))
+	if err := syscall.Mkfifo(dir+"/p.yaml", 0o600); err != nil {
+		t.Fatal(err)
+	}
+	watch(t, dir).want("a.yaml: +a1", "p.yaml: !p.yaml: is no regular file")
+}
+
+func TestWatcherIsNotStarvedByFolders(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir+"/a.yaml", object("a", "1"))
+	w := watch(t, dir)
+	w.want("a.yaml: +a1")
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				_ = os.Mkdir(dir+"/d", 0o755)
+				_ = os.Remove(dir + "/d")
+			}
+		}
+	}()
+	write(t, dir+"/b.yaml", object("b", "1"))
+	w.want("b.yaml: +b1")
+	close(stop)
+	<-stopped
+}
+
+func TestWatcherFolderRenamedUnderAWriter(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir+"/sub/a.yaml", object("a", "1"))
+	w := watch(t, dir)
+	w.want("a.yaml: +a1")
+	f, err := os.Create(dir + "/sub/a.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteString(object("a", "2")); err != nil {
+		t.Fatal(err)
+	}
+	write(t, dir+"/marker.yaml", object("marker", "1"))
+	w.want("marker.yaml: +marker1") // so that the writer is known to be busy
+	if err := os.Rename(dir+"/sub", dir+"/sub2"); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	w.want("a.yaml:", "a.yaml: +a2") // gone in one place, there in the other
+}
+
+func TestRefusedFileLosesWhatAnotherTook(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir+"/a.yaml", object("a", "1"))
+	write(t, dir+"/b.yaml", object("b", "old"))
+	write(t, dir+"/z.yaml", object("z", "1"))
+	w := NewWatcher(slog.New(slog.DiscardHandler), dir)
+	w.read([]string{dir + "/a.yaml", dir + "/b.yaml", dir + "/z.yaml"})
+	write(t, dir+"/a.yaml", object("b", "new"))
+	write(t, dir+"/b.yaml", object("z", "2"))
+	w.read([]string{dir + "/a.yaml", dir + "/b.yaml"})
+	key := Key{Kind: "ConfigMap", Namespace: "default", Name: "b"}
+	if got := w.effective(key).Body.Object["data"]; got != "new" || len(w.defined[key]) != 1 {
+		t.Errorf("got %v, defined by %d files; want the one of a.yaml", got, len(w.defined[key]))
+	}
+}
+
+func TestLostNotificationsEndNoWait(t *testing.T) {
+	dir := t.TempDir()
+	w := NewWatcher(slog.New(slog.DiscardHandler), dir)
+	w.note(event{kind: modified, path: dir + "/a.yaml"})
+	w.note(event{kind: lost}) // and with it that the file was closed
+	if ready := w.ready(time.Now().Add(time.Hour)); !slices.Equal(ready, []string{dir + "/a.yaml"}) || !w.dirty {
+		t.Errorf("got %v ready, dirty %v; want the file, and a look at everything", ready, w.dirty)
+	}
 }

@@ -7,18 +7,15 @@ package mesh
 
 // Ports, spec/ztunnel.md §1.3 and spec/control-plane.md §7.4.
 const (
-	PortAdmin           = 15000 // loopback: config dump, logging, pprof
-	PortOutbound        = 15001 // in the pod: captured outbound connections
-	PortInboundPlain    = 15006 // in the pod: captured plaintext connections
-	PortHBONE           = 15008 // in the pod: mTLS tunnels
-	PortXDS             = 15012 // istiod: xDS and CA over TLS
-	PortIstiodMonitor   = 15014 // istiod: metrics and debug
-	PortMetrics         = 15020 // metrics of ztunnel and waypoint
-	PortReadiness       = 15021 // GET /healthz/ready
-	PortDNS             = 15053 // in the pod: DNS
-	PortSOCKS5          = 15080 // in the pod, loopback
-	PortCNIAgentHealth  = 8000  // ambit-cni: /healthz and /readyz
-	PortCNIAgentMetrics = 15014
+	PortAdmin          = 15000 // loopback: config dump, logging, pprof
+	PortOutbound       = 15001 // in the pod: captured outbound connections
+	PortInboundPlain   = 15006 // in the pod: captured plaintext connections
+	PortHBONE          = 15008 // in the pod: mTLS tunnels
+	PortXDS            = 15012 // istiod: xDS and CA over TLS
+	PortIstiodMonitor  = 15014 // istiod: metrics and debug
+	PortMetrics        = 15020 // metrics of ztunnel and waypoint
+	PortReadiness      = 15021 // GET /healthz/ready
+	PortCNIAgentHealth = 8000  // ambit-cni: /healthz and /readyz
 )
 
 // Packet and connection marks inside a pod's network namespace, spec/ztunnel.md
@@ -39,7 +36,6 @@ const (
 	LabelUseWaypoint          = "istio.io/use-waypoint"
 	LabelUseWaypointNamespace = "istio.io/use-waypoint-namespace"
 	LabelWaypointFor          = "istio.io/waypoint-for"
-	LabelRevision             = "istio.io/rev"
 	LabelTunnel               = "networking.istio.io/tunnel"
 	LabelCanonicalName        = "service.istio.io/canonical-name"
 	LabelCanonicalRevision    = "service.istio.io/canonical-revision"
@@ -58,7 +54,6 @@ const (
 	WaypointForService     = "service"
 	WaypointForWorkload    = "workload"
 	WaypointForAll         = "all"
-	WaypointForNone        = "none"
 	ManagedMeshController  = "istio.io-mesh-controller"
 	TunnelHTTP             = "http"
 	WaypointGatewayClass   = "istio-waypoint"
@@ -134,7 +129,6 @@ const (
 	CASecretKeyKey   = "ca-key.pem"
 	ServiceIstiod    = "istiod"
 	AccountZtunnel   = "ztunnel"
-	AccountAmbitCNI  = "ambit-cni"
 	NodeTypeZtunnel  = "ztunnel"
 	NodeTypeWaypoint = "waypoint"
 )

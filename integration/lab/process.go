@@ -205,6 +205,9 @@ func (p *processes) output(ctx context.Context, c command, stdin []byte) (stdout
 	})
 	defer enough.Stop()
 	readers.Wait()
+	if ctx.Err() != nil && started.status.Signaled() {
+		return out.Bytes(), errs.Bytes(), fmt.Errorf("%s: killed: %w", filepath.Base(c.path), ctx.Err())
+	}
 	if code := started.code(); code != 0 {
 		return out.Bytes(), errs.Bytes(), fmt.Errorf("%s: exit code %d", filepath.Base(c.path), code)
 	}

@@ -2,6 +2,7 @@ package codec
 
 import (
 	"net"
+	"sync"
 	"time"
 )
 
@@ -16,6 +17,9 @@ type ClientConn struct {
 	body   *Body // of the current response
 	broken bool
 	used   int // requests that were begun
+
+	mu      sync.Mutex
+	aborted bool
 }
 
 // NewClientConn sends requests on conn.
@@ -26,7 +30,7 @@ func NewClientConn(conn net.Conn) *ClientConn {
 // Used returns how many requests were begun.
 func (c *ClientConn) Used() int { return c.used }
 
-// Conn returns the connection, for its deadlines and addresses.
+// Conn returns the connection, for its addresses.
 func (c *ClientConn) Conn() net.Conn { return c.conn }
 
 // Head writes the head of a request; it leaves with the first bytes of its
@@ -127,8 +131,24 @@ func (c *ClientConn) Detach() (net.Conn, []byte) {
 	return c.conn, rest
 }
 
-// Abort makes a blocked read or write return.
-func (c *ClientConn) Abort() { _ = c.conn.SetDeadline(time.Unix(1, 0)) }
+// Abort makes reads and writes return, now and from now on. It may be called
+// beside everything else.
+func (c *ClientConn) Abort() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.aborted = true
+	_ = c.conn.SetDeadline(time.Unix(1, 0))
+}
+
+// SetDeadline bounds reads and writes; the zero time removes the bound. It does
+// not undo Abort.
+func (c *ClientConn) SetDeadline(t time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.aborted {
+		_ = c.conn.SetDeadline(t)
+	}
+}
 
 // Close closes the connection.
 func (c *ClientConn) Close() error {

@@ -6,6 +6,7 @@ import (
 	"net"
 	"strings"
 	"testing"
+	"time"
 )
 
 type said struct {
@@ -63,5 +64,17 @@ func TestFirstBytesOfAnyLength(t *testing.T) {
 		if _, got := s.Detach(); string(got) != first {
 			t.Errorf("%d bytes: got %d", n, len(got))
 		}
+	}
+}
+
+// TestAbortLasts: a deadline that is set at the same moment does not undo it.
+func TestAbortLasts(t *testing.T) {
+	ours, theirs := net.Pipe()
+	defer func() { _, _ = ours.Close(), theirs.Close() }()
+	c := NewClientConn(ours)
+	c.Abort()
+	c.SetDeadline(time.Time{})
+	if _, err := c.Response(); !Timeout(err) {
+		t.Errorf("got %v, want a timeout", err)
 	}
 }

@@ -88,7 +88,7 @@ func compileAction(rule *route.Rule, m *routev3.RouteAction, at string) error {
 		rule.Missing = 500
 	}
 	rule.Rewrite.Host = m.GetHostRewriteLiteral()
-	if err := written(codec.ValidHost, at, "host_rewrite_literal", rule.Rewrite.Host); err != nil {
+	if err := written(codec.ValidHost, at+".host_rewrite_literal", rule.Rewrite.Host); err != nil {
 		return err
 	}
 	if rule.Rewrite.Path, err = compileRewrite(m.GetPathRewrite(), m.GetPrefixRewrite(), m.GetRegexRewrite(), at); err != nil {
@@ -121,7 +121,7 @@ func compileWeighted(m *routev3.WeightedCluster, at string) (*route.Targets, err
 			return nil, err
 		}
 		target := route.Target{Cluster: c.GetName(), Weight: c.GetWeight().GetValue(), Host: c.GetHostRewriteLiteral()}
-		if err := written(codec.ValidHost, at, "host_rewrite_literal", target.Host); err != nil {
+		if err := written(codec.ValidHost, at+".host_rewrite_literal", target.Host); err != nil {
 			return nil, err
 		}
 		if target.Request, err = compileHeader(c.GetRequestHeadersToAdd(), c.GetRequestHeadersToRemove(), at+".request_headers"); err != nil {
@@ -183,8 +183,8 @@ func compileRedirect(m *routev3.RedirectAction, at string) (*filter.Redirect, er
 		Status: codes[m.GetResponseCode()], Scheme: m.GetSchemeRedirect(), Host: m.GetHostRedirect(), Port: m.GetPortRedirect(),
 		Path: m.GetPathRedirect(), StripQuery: m.GetStripQuery(),
 	}
-	err := errors.Join(written(codec.ValidHost, at, "host_redirect", d.Host, "scheme_redirect", d.Scheme),
-		written(codec.ValidTarget, at, "path_redirect", d.Path))
+	err := errors.Join(written(codec.ValidHost, at+".host_redirect", d.Host),
+		written(codec.ValidHost, at+".scheme_redirect", d.Scheme), written(codec.ValidTarget, at+".path_redirect", d.Path))
 	if err != nil {
 		return nil, err
 	}
@@ -219,8 +219,8 @@ func compileDirect(m *routev3.DirectResponseAction, at string) (*route.Direct, e
 
 // compileRewrite returns nil when no part is set.
 func compileRewrite(whole, prefix string, re *matcherv3.RegexMatchAndSubstitute, at string) (*filter.PathRewrite, error) {
-	if err := written(codec.ValidTarget, at, "path_rewrite", whole, "prefix_rewrite", prefix,
-		"regex_rewrite.substitution", re.GetSubstitution()); err != nil {
+	if err := errors.Join(written(codec.ValidTarget, at+".path_rewrite", whole), written(codec.ValidTarget, at+".prefix_rewrite", prefix),
+		written(codec.ValidTarget, at+".regex_rewrite.substitution", re.GetSubstitution())); err != nil {
 		return nil, err
 	}
 	at += ".regex_rewrite"
@@ -256,12 +256,10 @@ func literal(value string) (string, error) {
 }
 
 // written refuses a text that would break out of the place in a head to which
-// it is written. The names and texts are pairs.
-func written(valid func(string) bool, at string, pairs ...string) error {
-	for i := 0; i < len(pairs); i += 2 {
-		if !valid(pairs[i+1]) {
-			return fmt.Errorf("%s.%s: %q has a character that it must not have", at, pairs[i], pairs[i+1])
-		}
+// it is written.
+func written(valid func(string) bool, at, text string) error {
+	if !valid(text) {
+		return fmt.Errorf("%s: %q has a character that it must not have", at, text)
 	}
 	return nil
 }

@@ -199,7 +199,7 @@ func (x *exchange) left(limit time.Duration) time.Duration {
 
 // pause waits before a retry; false means that the time or the client is gone.
 func (x *exchange) pause(ctx context.Context, number int) bool {
-	wait := time.NewTimer(x.rule.Retry.Pause(number, x.server.cfg.Random()))
+	wait := time.NewTimer(x.left(x.rule.Retry.Pause(number, x.server.cfg.Random())))
 	defer wait.Stop()
 	select {
 	case <-wait.C:

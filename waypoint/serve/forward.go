@@ -23,7 +23,7 @@ func (x *exchange) forward(c *codec.ClientConn, res *codec.Response) {
 		return
 	}
 	if x.rule.Retry.PerTry > 0 {
-		_ = c.Conn().SetDeadline(x.deadline) // the limit of a try ends with the head
+		c.SetDeadline(x.deadline) // the limit of a try ends with the head
 	}
 	x.conn.Head(res)
 	readErr, writeErr := x.conn.Stream(res, c.Body())
@@ -57,7 +57,7 @@ func (x *exchange) forward(c *codec.ClientConn, res *codec.Response) {
 // keep gives the connection back to the pool.
 func (x *exchange) keep(c *codec.ClientConn) {
 	if !x.deadline.IsZero() {
-		_ = c.Conn().SetDeadline(time.Time{})
+		c.SetDeadline(time.Time{})
 	}
 	x.server.cfg.Pool.Done(x.endpoint, c)
 }

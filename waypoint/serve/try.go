@@ -181,7 +181,7 @@ func codecError(err error) (*codec.Error, bool) { return errors.AsType[*codec.Er
 func (x *exchange) limit(c *codec.ClientConn) {
 	limit := x.left(x.rule.Retry.PerTry)
 	if limit > 0 {
-		_ = c.Conn().SetDeadline(time.Now().Add(limit))
+		c.SetDeadline(time.Now().Add(limit))
 	}
 }
 

@@ -136,11 +136,12 @@ func New(cfg Config) (*Istiod, error) {
 	i.objects = source.NewObjects(collection.NewGraph())
 	i.generatedIn = manifest.NewStore(filepath.Join(cfg.StateDir, "objects"))
 	i.source, err = source.NewDir(source.DirConfig{
-		Objects: i.objects,
-		Dirs:    []string{cfg.ConfigDir, filepath.Join(cfg.StateDir, "objects")},
-		Report:  i.report,
-		Loaded:  func() { close(i.loaded) },
-		Log:     i.log,
+		Objects:  i.objects,
+		Dirs:     []string{cfg.ConfigDir, filepath.Join(cfg.StateDir, "objects")},
+		Accepted: manifest.NewStore(filepath.Join(cfg.StateDir, "accepted")),
+		Report:   i.report,
+		Loaded:   func() { close(i.loaded) },
+		Log:      i.log,
 	})
 	if err != nil {
 		return nil, err

@@ -186,12 +186,12 @@ func lockState(dir string) (*os.File, error) {
 
 // clearState removes what an earlier lab has left in the directory.
 func clearState(dir string) error {
-	for _, name := range []string{"objects", "status", "logs", "lab.log", "jwks.json", socketName} {
+	for _, name := range []string{"objects", "accepted", "status", "logs", "lab.log", "jwks.json", socketName} {
 		if err := os.RemoveAll(filepath.Join(dir, name)); err != nil {
 			return err
 		}
 	}
-	for _, name := range []string{"objects", "status", "logs"} {
+	for _, name := range []string{"objects", "accepted", "status", "logs"} {
 		if err := os.Mkdir(filepath.Join(dir, name), 0o755); err != nil {
 			return err
 		}

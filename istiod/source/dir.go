@@ -19,6 +19,10 @@ type DirConfig struct {
 	// Dirs are read in this order; an object in a later one hides that of the
 	// same name in an earlier one.
 	Dirs []string
+	// Accepted keeps the last good version of every object of the first
+	// directory, so that they count after a restart, too, where the present
+	// ones are refused. Without it that is forgotten.
+	Accepted *manifest.Store
 	// Report is called after each batch that has something to say, Loaded once,
 	// after everything that was there has been taken and reported.
 	Report func(Report)
@@ -37,6 +41,8 @@ type Dir struct {
 	unread map[manifest.Key]bool // of a kind that is not read
 	warned map[manifest.Key]bool // a part of them has no effect
 	broken map[string]bool       // files
+
+	restored map[string][]manifest.Key // by the broken file that held them before a restart
 }
 
 // NewDir returns a Dir that has read nothing yet.
@@ -49,6 +55,7 @@ func NewDir(cfg DirConfig) (*Dir, error) {
 		cfg: cfg, kinds: kinds(cfg.Objects), schemas: s,
 		taken: map[manifest.Key]bool{}, bad: map[manifest.Key]bool{},
 		unread: map[manifest.Key]bool{}, warned: map[manifest.Key]bool{}, broken: map[string]bool{},
+		restored: map[string][]manifest.Key{},
 	}, nil
 }
 
@@ -57,7 +64,11 @@ func (d *Dir) Run(ctx context.Context) error {
 	watcher := manifest.NewWatcher(d.cfg.Log, d.cfg.Dirs...)
 	return watcher.Run(ctx, func(changes []manifest.Change, initial bool) {
 		d.apply(ctx, changes)
-		if initial && d.cfg.Loaded != nil {
+		if !initial {
+			return
+		}
+		d.restore(ctx)
+		if d.cfg.Loaded != nil {
 			d.cfg.Loaded()
 		}
 	})
@@ -80,7 +91,7 @@ func (d *Dir) apply(ctx context.Context, changes []manifest.Change) {
 				edits = append(edits, edit)
 			}
 		}
-		for _, key := range change.Deleted {
+		for _, key := range append(d.outlived(change), change.Deleted...) {
 			if edit := d.remove(key, &report); edit != nil {
 				edits = append(edits, edit)
 			}
@@ -136,6 +147,7 @@ func (d *Dir) set(ctx context.Context, o manifest.Object, report *Report) func(t
 	d.warn(typed, o, report)
 	d.mend(o.Key, report)
 	d.taken[o.Key] = true
+	d.keep(o)
 	return func(tx *collection.Tx) { k.set(tx, typed) }
 }
 
@@ -233,6 +245,7 @@ func (d *Dir) remove(key manifest.Key, report *Report) func(tx *collection.Tx) {
 	}
 	d.mend(key, report)
 	d.unwarn(key, report)
+	d.forget(key)
 	if !d.taken[key] {
 		return nil
 	}

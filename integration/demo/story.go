@@ -260,6 +260,13 @@ func (d *demo) strict(ctx context.Context) error {
 	if err := d.check(err != nil, "a client outside the mesh is refused", lastLine(err)); err != nil {
 		return err
 	}
+	line, err := d.ztunnelLine(ctx, `direction="inbound"`, `dst.workload="details-`, "policy-denied", "istio_converted_static_strict")
+	if err != nil {
+		return err
+	}
+	if err := d.check(true, "by the policy, and ztunnel says so", afterKey([]string{line}, "error=")); err != nil {
+		return err
+	}
 	d.command("lab exec %s -- client %s", inside, detailsURL)
 	_, err = d.Get(ctx, inside, detailsURL)
 	return d.check(err == nil, "one inside is not", lastLine(err))

@@ -115,8 +115,8 @@ func (d *demo) split(ctx context.Context) error {
 	if err := d.AwaitRoutes(ctx, waypoint, reviewsName, "reviews-v1.bookinfo", "!test-user"); err != nil {
 		return err
 	}
-	d.command("lab exec %s -- client -n 1000 -c 4 --summary %s", inside, reviewsURL)
-	summary, err := d.Requests(ctx, inside, "-n", "1000", "-c", "4", reviewsURL)
+	d.command("lab exec %s -- client -n 500 -c 4 --summary %s", inside, reviewsURL)
+	summary, err := d.Requests(ctx, inside, "-n", "500", "-c", "4", reviewsURL)
 	if err != nil {
 		return err
 	}
@@ -183,6 +183,11 @@ func (d *demo) watchRotations(ctx context.Context) (map[string][]string, error) 
 			return err
 		}
 		note("waypoint", dump.Certificates)
+		for _, who := range []string{"curl", "bookinfo-details", "bookinfo-reviews", "waypoint"} { // the ends of both loads
+			if !slices.ContainsFunc(slices.Collect(maps.Keys(seen)), func(name string) bool { return strings.HasSuffix(name, " "+who) }) {
+				return fmt.Errorf("no proxy has a certificate of %s", who)
+			}
+		}
 		for who, history := range seen {
 			if len(history) < 3 {
 				return fmt.Errorf("%s has had %v", who, history)

@@ -199,6 +199,13 @@ spec:
 		}
 	}
 	t.Logf("%d requests, all refused", len(requests))
+
+	// It was the policy, and files that are rewritten in place are read.
+	must(t, os.WriteFile(path, []byte(strings.Replace(fmt.Sprintf(policy, 0), "app: details", "app: ratings", 1)), 0o644))
+	must(t, scene.Await(t.Context(), "details is served once the policy is about ratings", func(ctx context.Context) error {
+		_, err := s.Get(ctx, inside, detailsURL)
+		return err
+	}))
 }
 
 func TestBrokenManifestChangesNothing(t *testing.T) {

@@ -175,18 +175,6 @@ func (s *Scene) AwaitPolicy(ctx context.Context, policy, namespace, workload str
 	})
 }
 
-// AwaitNoPolicy waits until no ztunnel has the policy any more.
-func (s *Scene) AwaitNoPolicy(ctx context.Context, policy string) error {
-	return s.AwaitZtunnels(ctx, "policy "+policy+" is gone", func(_ string, d ZtunnelDump) error {
-		for _, p := range d.Policies {
-			if p.Namespace+"/"+p.Name == policy {
-				return errors.New("it is still there")
-			}
-		}
-		return nil
-	})
-}
-
 // AwaitServiceWaypoint waits until every ztunnel sends the service's traffic
 // to a waypoint.
 func (s *Scene) AwaitServiceWaypoint(ctx context.Context, namespace, service string) error {

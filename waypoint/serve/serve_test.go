@@ -65,8 +65,10 @@ func TestWeights(t *testing.T) {
 		_, body := get(t, c, "/")
 		got[body]++
 	}
-	if got["v1"] < 449 || got["v1"] > 451 || got["v1"]+got["v2"] != 500 {
-		t.Fatalf("split of 500 is %v, want 90/10 within one request", got)
+	// Over all starts of the sequence, of which one is drawn, 500 points give v2
+	// 48 to 52 of them.
+	if got["v1"] < 448 || got["v1"] > 452 || got["v1"]+got["v2"] != 500 {
+		t.Fatalf("split of 500 is %v, want 90/10 within two requests", got)
 	}
 }
 

@@ -83,11 +83,13 @@ var imports = map[string][]string{
 
 	"integration/arch":        {},
 	"integration/contract":    {},
-	"integration/demo":        {"integration/lab", "integration/lab/scene"},
+	"integration/clustertest": {"install/samples/bookinfo", "integration/lab", "integration/narrate", "ztunnel/netns"},
+	"integration/demo":        {"integration/lab", "integration/lab/scene", "integration/narrate"},
 	"integration/e2e":         {},
 	"integration/lab":         {},
 	"integration/lab/cmd/lab": {"integration/lab"},
 	"integration/lab/scene":   {"integration/lab", "install/samples/bookinfo"},
+	"integration/narrate":     {},
 }
 
 // goPackage is what go list tells of a package.

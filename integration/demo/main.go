@@ -21,6 +21,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/ambit-mesh/ambit/integration/lab/scene"
+	"github.com/ambit-mesh/ambit/integration/narrate"
 )
 
 func main() {
@@ -30,7 +31,7 @@ func main() {
 		Short: "Show the mesh at work in network namespaces on this machine",
 		Args:  cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			return run(c.Context(), newNarrator(os.Stdout), keep)
+			return run(c.Context(), narrate.New("demo", os.Stdout), keep)
 		},
 		SilenceUsage: true, SilenceErrors: true,
 	}
@@ -39,7 +40,7 @@ func main() {
 	err := command.ExecuteContext(ctx)
 	stop()
 	if err != nil {
-		if !errors.Is(err, errFailed) {
+		if !errors.Is(err, narrate.ErrFailed) {
 			fmt.Fprintln(os.Stderr, "demo:", err)
 		}
 		os.Exit(1)
@@ -48,12 +49,12 @@ func main() {
 
 // demo is the running show.
 type demo struct {
-	*narrator
+	*narrate.Narrator
 	*scene.Scene
 	nodes []string
 }
 
-func run(ctx context.Context, n *narrator, keep bool) (err error) {
+func run(ctx context.Context, n *narrate.Narrator, keep bool) (err error) {
 	programs, err := programDir()
 	if err != nil {
 		return err
@@ -62,7 +63,7 @@ func run(ctx context.Context, n *narrator, keep bool) (err error) {
 	if err != nil {
 		return err
 	}
-	d := &demo{narrator: n}
+	d := &demo{Narrator: n}
 	defer func() {
 		if d.Scene != nil && keep {
 			d.sayHowToLookAround(programs)
@@ -70,24 +71,24 @@ func run(ctx context.Context, n *narrator, keep bool) (err error) {
 		}
 		err = errors.Join(err, d.cleanUp(context.WithoutCancel(ctx), dir))
 	}()
-	if !d.step(ctx, "bookinfo on two nodes, and a mesh that nobody has joined yet", func(ctx context.Context) error {
+	if !d.Step(ctx, "bookinfo on two nodes, and a mesh that nobody has joined yet", func(ctx context.Context) error {
 		return d.up(ctx, scene.Options{
 			Dir: dir, Bin: programs, Detach: keep,
 			MeshEnv: map[string]string{"SECRET_TTL": certificateLife.String()},
 		})
 	}) {
-		d.end()
-		return errFailed
+		d.End()
+		return narrate.ErrFailed
 	}
 	for _, s := range d.story() {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		d.step(ctx, s.title, s.run)
+		d.Step(ctx, s.title, s.run)
 	}
-	d.end()
-	if d.failed > 0 {
-		return errFailed
+	d.End()
+	if d.Failed() > 0 {
+		return narrate.ErrFailed
 	}
 	return nil
 }
@@ -108,8 +109,8 @@ func (d *demo) cleanUp(ctx context.Context, dir string) error {
 	if d.Scene != nil && d.Lab != nil {
 		err = d.Lab.Down(ctx)
 	}
-	if d.failed > 0 {
-		d.note("what was seen is kept in %s", dir)
+	if d.Failed() > 0 {
+		d.Note("what was seen is kept in %s", dir)
 		return err
 	}
 	return errors.Join(err, os.RemoveAll(dir))
@@ -117,7 +118,7 @@ func (d *demo) cleanUp(ctx context.Context, dir string) error {
 
 func (d *demo) sayHowToLookAround(programs string) {
 	lab := filepath.Join(programs, "lab")
-	fmt.Fprintf(d.out, `
+	d.Printf(`
 The lab is still up. To look around:
   %[1]s status --state %[2]s
   %[1]s exec --state %[2]s bookinfo/curl -- client http://reviews:9080/reviews/0

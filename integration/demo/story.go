@@ -45,7 +45,7 @@ func (d *demo) story() []chapter {
 }
 
 func (d *demo) up(ctx context.Context, o scene.Options) error {
-	d.command("lab up manifests/    # bookinfo.yaml, curl.yaml, outside.yaml")
+	d.Command("lab up manifests/    # bookinfo.yaml, curl.yaml, outside.yaml")
 	began := time.Now()
 	s, err := scene.Start(ctx, o)
 	if err != nil {
@@ -61,12 +61,12 @@ func (d *demo) up(ctx context.Context, o scene.Options) error {
 	}
 	ready := 0
 	for _, pod := range status.Pods {
-		d.note("%-14s %-28s %-4s %s", pod.Namespace, pod.Name, pod.Node, pod.Address)
+		d.Note("%-14s %-28s %-4s %s", pod.Namespace, pod.Name, pod.Node, pod.Address)
 		if pod.Ready {
 			ready++
 		}
 	}
-	return d.check(ready == len(status.Pods) && ready > 0, "all pods are ready",
+	return d.Check(ready == len(status.Pods) && ready > 0, "all pods are ready",
 		fmt.Sprintf("%d of %d, in %.1f s", ready, len(status.Pods), time.Since(began).Seconds()))
 }
 
@@ -75,22 +75,22 @@ func (d *demo) plaintext(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	d.command("lab exec %s -- client %s", inside, detailsURL)
+	d.Command("lab exec %s -- client %s", inside, detailsURL)
 	body, err := d.Get(ctx, inside, detailsURL)
 	if err != nil {
 		return err
 	}
-	d.note("%s", strings.TrimSpace(body))
+	d.Note("%s", strings.TrimSpace(body))
 	packets, err := capture.Stop()
 	if err != nil {
 		return err
 	}
 	for _, p := range packets {
 		if strings.HasPrefix(p.HTTP, "GET ") {
-			return d.check(true, "the wire shows the HTTP request in the clear", p.String())
+			return d.Check(true, "the wire shows the HTTP request in the clear", p.String())
 		}
 	}
-	return d.check(false, "the wire shows the HTTP request in the clear", fmt.Sprintf("%d packets, no request", len(packets)))
+	return d.Check(false, "the wire shows the HTTP request in the clear", fmt.Sprintf("%d packets, no request", len(packets)))
 }
 
 func (d *demo) enrol(ctx context.Context) error {
@@ -106,8 +106,8 @@ func (d *demo) enrol(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	d.note("one client keeps a connection open, another makes new ones, 50 requests a second each")
-	d.command("kubectl label namespace bookinfo istio.io/dataplane-mode=ambient    # here: in bookinfo.yaml")
+	d.Note("one client keeps a connection open, another makes new ones, 50 requests a second each")
+	d.Command("kubectl label namespace bookinfo istio.io/dataplane-mode=ambient    # here: in bookinfo.yaml")
 	if err := d.Label("Namespace", "bookinfo", "istio.io/dataplane-mode", "ambient"); err != nil {
 		return err
 	}
@@ -127,17 +127,17 @@ func (d *demo) enrol(ctx context.Context) error {
 		}
 	}
 	failures := append(scene.Failures(openAll), scene.Failures(freshAll)...)
-	if err := d.check(len(failures) == 0, "no request failed", fmt.Sprintf("%d requests on one connection, %d on new ones; failed: %v", len(openAll), len(freshAll), failures)); err != nil {
+	if err := d.Check(len(failures) == 0, "no request failed", fmt.Sprintf("%d requests on one connection, %d on new ones; failed: %v", len(openAll), len(freshAll), failures)); err != nil {
 		return err
 	}
-	if err := d.check(len(scene.Locals(openAll)) == 1, "the open connection was not reset", fmt.Sprintf("%d connection", len(scene.Locals(openAll)))); err != nil {
+	if err := d.Check(len(scene.Locals(openAll)) == 1, "the open connection was not reset", fmt.Sprintf("%d connection", len(scene.Locals(openAll)))); err != nil {
 		return err
 	}
 	after, err := d.Pods(ctx, "bookinfo")
 	if err != nil {
 		return err
 	}
-	if err := d.check(slices.Equal(before, after), "no pod was restarted", fmt.Sprintf("%d pods", len(after))); err != nil {
+	if err := d.Check(slices.Equal(before, after), "no pod was restarted", fmt.Sprintf("%d pods", len(after))); err != nil {
 		return err
 	}
 	return d.checkIdentities(ctx)
@@ -174,7 +174,7 @@ func (d *demo) checkWire(ctx context.Context, open, fresh *scene.Load) error {
 			strangers = append(strangers, p.String())
 		}
 	}
-	return d.check(tls > 0 && len(strangers) == 0, "every new connection is TLS to port 15008",
+	return d.Check(tls > 0 && len(strangers) == 0, "every new connection is TLS to port 15008",
 		fmt.Sprintf("%d packets to or from 15008, %d of them start a TLS record; plaintext besides the open connection: %d%s",
 			tunnelled, tls, len(strangers), firstOf(strangers)))
 }
@@ -196,13 +196,13 @@ func (d *demo) checkNotYetMeshed(ctx context.Context, open *scene.Load) error {
 		for _, state := range dump.WorkloadState {
 			for _, c := range state.Connections.NotYetMeshed {
 				if plain[c.Local] || plain[c.Remote] {
-					return d.check(true, "the open connection is reported as not yet meshed",
+					return d.Check(true, "the open connection is reported as not yet meshed",
 						fmt.Sprintf("%s: pod %s: %s - %s", node, state.Info.Name, c.Local, c.Remote))
 				}
 			}
 		}
 	}
-	return d.check(false, "the open connection is reported as not yet meshed", fmt.Sprintf("no ztunnel lists %v", plain))
+	return d.Check(false, "the open connection is reported as not yet meshed", fmt.Sprintf("no ztunnel lists %v", plain))
 }
 
 func (d *demo) checkIdentities(ctx context.Context) error {
@@ -219,7 +219,7 @@ func (d *demo) checkIdentities(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return d.check(true, "both ends know each other's SPIFFE id", fields(lines[0], "src.identity", "dst.identity"))
+	return d.Check(true, "both ends know each other's SPIFFE id", fields(lines[0], "src.identity", "dst.identity"))
 }
 
 // fields picks fields out of a line of key=value pairs.
@@ -240,14 +240,14 @@ func (d *demo) apply(name string) error {
 	if err != nil {
 		return err
 	}
-	d.command("kubectl apply -f %s    # here: a file more in manifests/", name)
-	d.manifest(text)
+	d.Command("kubectl apply -f %s    # here: a file more in manifests/", name)
+	d.Manifest(text)
 	return d.AddSample(name)
 }
 
 func (d *demo) strict(ctx context.Context) error {
 	if _, err := d.Get(ctx, outside, detailsURL); err != nil {
-		return d.check(false, "without a policy a client outside the mesh is served", err.Error())
+		return d.Check(false, "without a policy a client outside the mesh is served", err.Error())
 	}
 	if err := d.apply("security/peer-authentication-strict.yaml"); err != nil {
 		return err
@@ -255,21 +255,21 @@ func (d *demo) strict(ctx context.Context) error {
 	if err := d.AwaitPolicy(ctx, "istio-system/istio_converted_static_strict", "bookinfo", "details"); err != nil {
 		return err
 	}
-	d.command("lab exec %s -- client %s", outside, detailsURL)
+	d.Command("lab exec %s -- client %s", outside, detailsURL)
 	_, err := d.Get(ctx, outside, detailsURL)
-	if err := d.check(err != nil, "a client outside the mesh is refused", lastLine(err)); err != nil {
+	if err := d.Check(err != nil, "a client outside the mesh is refused", lastLine(err)); err != nil {
 		return err
 	}
 	line, err := d.ztunnelLine(ctx, `direction="inbound"`, `dst.workload="details-`, "policy-denied", "istio_converted_static_strict")
 	if err != nil {
 		return err
 	}
-	if err := d.check(true, "by the policy, and ztunnel says so", afterKey([]string{line}, "error=")); err != nil {
+	if err := d.Check(true, "by the policy, and ztunnel says so", afterKey([]string{line}, "error=")); err != nil {
 		return err
 	}
-	d.command("lab exec %s -- client %s", inside, detailsURL)
+	d.Command("lab exec %s -- client %s", inside, detailsURL)
 	_, err = d.Get(ctx, inside, detailsURL)
-	return d.check(err == nil, "one inside is not", lastLine(err))
+	return d.Check(err == nil, "one inside is not", lastLine(err))
 }
 
 func lastLine(err error) string {
@@ -282,7 +282,7 @@ func lastLine(err error) string {
 
 func (d *demo) authorize(ctx context.Context) error {
 	if _, err := d.Get(ctx, inside, ratingsURL); err != nil {
-		return d.check(false, "without a policy anybody in the mesh may call ratings", err.Error())
+		return d.Check(false, "without a policy anybody in the mesh may call ratings", err.Error())
 	}
 	if err := d.apply("security/authorization-policy-ratings.yaml"); err != nil {
 		return err
@@ -290,25 +290,25 @@ func (d *demo) authorize(ctx context.Context) error {
 	if err := d.AwaitPolicy(ctx, "bookinfo/ratings-from-reviews", "bookinfo", "ratings"); err != nil {
 		return err
 	}
-	d.command("lab exec %s -- client %s", inside, ratingsURL)
+	d.Command("lab exec %s -- client %s", inside, ratingsURL)
 	_, err := d.Get(ctx, inside, ratingsURL)
-	if err := d.check(err != nil, "curl may not call ratings", lastLine(err)); err != nil {
+	if err := d.Check(err != nil, "curl may not call ratings", lastLine(err)); err != nil {
 		return err
 	}
 	lines, err := d.LogLines(ctx, "istio-system", "ztunnel", `direction="inbound"`, "/sa/curl", "/sa/bookinfo-ratings", "error=")
 	if err != nil {
 		return err
 	}
-	if err := d.check(len(lines) > 0, "and ztunnel says why", afterKey(lines, "error=")); err != nil {
+	if err := d.Check(len(lines) > 0, "and ztunnel says why", afterKey(lines, "error=")); err != nil {
 		return err
 	}
 	const url = "http://reviews-v2.bookinfo:9080/reviews/0"
-	d.command("lab exec %s -- client %s", inside, url)
+	d.Command("lab exec %s -- client %s", inside, url)
 	body, err := d.Get(ctx, inside, url)
 	if err != nil {
 		return err
 	}
-	return d.check(strings.Contains(body, `"stars":5`), "reviews may: its v2 shows stars", strings.TrimSpace(body))
+	return d.Check(strings.Contains(body, `"stars":5`), "reviews may: its v2 shows stars", strings.TrimSpace(body))
 }
 
 func afterKey(lines []string, key string) string {

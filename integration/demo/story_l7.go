@@ -52,8 +52,8 @@ func (d *demo) canary(ctx context.Context) error {
 		return err
 	}
 	gateway = strings.Replace(gateway, "  gatewayClassName: istio-waypoint\n", infrastructure, 1)
-	d.command("kubectl apply -f waypoint.yaml && kubectl label service reviews istio.io/use-waypoint=waypoint")
-	d.manifest(gateway)
+	d.Command("kubectl apply -f waypoint.yaml && kubectl label service reviews istio.io/use-waypoint=waypoint")
+	d.Manifest(gateway)
 	if err := d.Add("waypoint.yaml", gateway); err != nil {
 		return err
 	}
@@ -80,13 +80,13 @@ func (d *demo) canary(ctx context.Context) error {
 
 func (d *demo) checkVersions(ctx context.Context, expected, version string, header ...string) error {
 	args := append([]string{"-n", "100"}, header...)
-	d.command("lab exec %s -- client -n 100 %s --summary %s", inside, quoted(header), reviewsURL)
+	d.Command("lab exec %s -- client -n 100 %s --summary %s", inside, quoted(header), reviewsURL)
 	summary, err := d.Requests(ctx, inside, append(args, reviewsURL)...)
 	if err != nil {
 		return err
 	}
 	d.table(summary)
-	return d.check(summary.Failed == 0 && summary.By[version] == 100, expected, fmt.Sprintf("failed: %d %v", summary.Failed, summary.Errors))
+	return d.Check(summary.Failed == 0 && summary.By[version] == 100, expected, fmt.Sprintf("failed: %d %v", summary.Failed, summary.Errors))
 }
 
 func quoted(words []string) string {
@@ -100,12 +100,12 @@ func quoted(words []string) string {
 func (d *demo) table(summary scene.Summary) {
 	for _, version := range slices.Sorted(maps.Keys(summary.By)) {
 		count := summary.By[version]
-		d.note("reviews %-4s %5d  %5.1f %%", version, count, 100*float64(count)/float64(summary.Requests))
+		d.Note("reviews %-4s %5d  %5.1f %%", version, count, 100*float64(count)/float64(summary.Requests))
 	}
 }
 
 func (d *demo) split(ctx context.Context) error {
-	d.command("kubectl delete -f %s", virtualService)
+	d.Command("kubectl delete -f %s", virtualService)
 	if err := d.Remove(virtualService); err != nil {
 		return err
 	}
@@ -115,19 +115,19 @@ func (d *demo) split(ctx context.Context) error {
 	if err := d.AwaitRoutes(ctx, waypoint, reviewsName, "reviews-v1.bookinfo", "!test-user"); err != nil {
 		return err
 	}
-	d.command("lab exec %s -- client -n 500 -c 4 --summary %s", inside, reviewsURL)
+	d.Command("lab exec %s -- client -n 500 -c 4 --summary %s", inside, reviewsURL)
 	summary, err := d.Requests(ctx, inside, "-n", "500", "-c", "4", reviewsURL)
 	if err != nil {
 		return err
 	}
 	d.table(summary)
 	share := 100 * float64(summary.By["v2"]) / float64(summary.Requests)
-	return d.check(summary.Failed == 0 && share >= 5 && share <= 15 && summary.By["v1"]+summary.By["v2"] == summary.Requests,
+	return d.Check(summary.Failed == 0 && share >= 5 && share <= 15 && summary.By["v1"]+summary.By["v2"] == summary.Requests,
 		"v2 gets 10 % within 5 points", fmt.Sprintf("%.1f %% of %d, failed: %d %v", share, summary.Requests, summary.Failed, summary.Errors))
 }
 
 func (d *demo) rotate(ctx context.Context) error {
-	d.note("SECRET_TTL=%s for ztunnel and waypoint", certificateLife)
+	d.Note("SECRET_TTL=%s for ztunnel and waypoint", certificateLife)
 	l4, err := d.Load(ctx, inside, "--interval", "10ms", detailsURL)
 	if err != nil {
 		return err
@@ -148,12 +148,12 @@ func (d *demo) rotate(ctx context.Context) error {
 	for _, who := range slices.Sorted(maps.Keys(seen)) {
 		shown = append(shown, who+" "+strings.Join(seen[who], " > "))
 	}
-	d.note("%s", strings.Join(shown, "\n"))
-	if err := d.check(true, "every certificate in use was renewed twice, by serial number", fmt.Sprintf("%d identities", len(seen))); err != nil {
+	d.Note("%s", strings.Join(shown, "\n"))
+	if err := d.Check(true, "every certificate in use was renewed twice, by serial number", fmt.Sprintf("%d identities", len(seen))); err != nil {
 		return err
 	}
 	failures := append(scene.Failures(l4All), scene.Failures(l7All)...)
-	return d.check(len(failures) == 0, "no request failed", fmt.Sprintf("%d requests through L4, %d through the waypoint; failed: %v", len(l4All), len(l7All), failures))
+	return d.Check(len(failures) == 0, "no request failed", fmt.Sprintf("%d requests through L4, %d through the waypoint; failed: %v", len(l4All), len(l7All), failures))
 }
 
 // watchRotations waits until the certificates of both ends of the calls and of
@@ -213,19 +213,19 @@ func (d *demo) latency(ctx context.Context) error {
 				return err
 			}
 			if summary.Failed > 0 {
-				return d.check(false, way.name+" answers", fmt.Sprint(summary.Errors))
+				return d.Check(false, way.name+" answers", fmt.Sprint(summary.Errors))
 			}
 			p50[way.name] = append(p50[way.name], summary.P50)
 			p99[way.name] = append(p99[way.name], summary.P99)
 		}
 	}
 	base50, base99 := median(p50["direct"]), median(p99["direct"])
-	d.note("%-10s %12s %7s %12s %7s", "", "p50", "ratio", "p99", "ratio")
+	d.Note("%-10s %12s %7s %12s %7s", "", "p50", "ratio", "p99", "ratio")
 	for _, way := range ways {
 		m50, m99 := median(p50[way.name]), median(p99[way.name])
-		d.note("%-10s %12s %7.2f %12s %7.2f", way.name, micros(m50), m50/base50, micros(m99), m99/base99)
+		d.Note("%-10s %12s %7.2f %12s %7.2f", way.name, micros(m50), m50/base50, micros(m99), m99/base99)
 	}
-	return d.check(true, "measured", fmt.Sprintf("medians of %d rounds of 200 requests, on one machine that does everything at once", rounds))
+	return d.Check(true, "measured", fmt.Sprintf("medians of %d rounds of 200 requests, on one machine that does everything at once", rounds))
 }
 
 func micros(us float64) string {
@@ -239,7 +239,7 @@ func median(values []float64) float64 {
 
 func (d *demo) observe(ctx context.Context) error {
 	id := fmt.Sprintf("demo-%d", time.Now().UnixNano())
-	d.command("lab exec %s -- client -H 'x-request-id: %s' %s", inside, id, reviewsURL)
+	d.Command("lab exec %s -- client -H 'x-request-id: %s' %s", inside, id, reviewsURL)
 	if _, err := d.Get(ctx, inside, "-H", "x-request-id: "+id, reviewsURL); err != nil {
 		return err
 	}
@@ -256,7 +256,7 @@ func (d *demo) observe(ctx context.Context) error {
 	}
 	// A connection is logged when it ends, and the waypoint keeps its own for
 	// more requests, until the route that leads there is gone.
-	d.command("kubectl delete -f %s", httpRoute)
+	d.Command("kubectl delete -f %s", httpRoute)
 	if err := d.Remove(httpRoute); err != nil {
 		return err
 	}
@@ -268,8 +268,8 @@ func (d *demo) observe(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	d.note("source       %s\nwaypoint     %s\ndestination  %s", source, line[0], destination)
-	if err := d.check(true, "access logs of source, waypoint and destination", ""); err != nil {
+	d.Note("source       %s\nwaypoint     %s\ndestination  %s", source, line[0], destination)
+	if err := d.Check(true, "access logs of source, waypoint and destination", ""); err != nil {
 		return err
 	}
 	return d.metrics(ctx)
@@ -316,9 +316,9 @@ func (d *demo) metrics(ctx context.Context) error {
 		}
 		line := lineWith(text, place.texts)
 		if line != "" {
-			d.note("%s", line)
+			d.Note("%s", line)
 		}
-		if err := d.check(line != "", "a metric of the "+place.name, "lab exec "+place.target+" -- client "+metricsURL); err != nil {
+		if err := d.Check(line != "", "a metric of the "+place.name, "lab exec "+place.target+" -- client "+metricsURL); err != nil {
 			return err
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"os"
 	"os/signal"
@@ -18,10 +19,12 @@ import (
 	"time"
 )
 
-// Headers of a response that say where it comes from.
+// Headers of a response that say where it comes from, and whom the service
+// takes for the caller: the address of its connection.
 const (
 	HeaderVersion = "X-Version"
 	HeaderPod     = "X-Pod"
+	HeaderPeer    = "X-Peer"
 )
 
 // forwarded are the request headers that are passed on, so that routes by user
@@ -62,6 +65,9 @@ func serve(ctx context.Context, routes map[string]http.HandlerFunc) error {
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set(HeaderVersion, Version())
 			w.Header().Set(HeaderPod, pod)
+			if peer, _, err := net.SplitHostPort(r.RemoteAddr); err == nil {
+				w.Header().Set(HeaderPeer, peer)
+			}
 			handler(w, r)
 		})
 	}

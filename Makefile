@@ -4,31 +4,76 @@
 
 export GOTOOLCHAIN := auto
 
-BIN      := $(CURDIR)/bin
-PROGRAMS := ./cmd/istiod ./cmd/ztunnel ./cmd/ambit-cni ./cmd/waypoint ./integration/lab/cmd/lab ./integration/demo \
-            $(wildcard ./install/samples/bookinfo/cmd/*)
+BIN := $(CURDIR)/bin
+# What the demo needs, and what a cluster needs besides.
+DEMO    := ./cmd/istiod ./cmd/ztunnel ./cmd/ambit-cni ./cmd/waypoint ./integration/lab/cmd/lab ./integration/demo \
+           $(wildcard ./install/samples/bookinfo/cmd/*)
+CLUSTER := ./cmd/ambitctl ./integration/cluster/cmd/cluster ./integration/clustertest
+
 TESTFLAGS ?=
+HUB       ?= ambit-mesh
+TAG       ?= 1
+ARCHS     ?= amd64,arm64
+NODES     ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: build demo test lint gen help
+.PHONY: build gatewayapi demo test lint gen images cluster-up cluster-down cluster-test conformance help
 
-build: ## build all programs into bin/
-	@mkdir -p $(BIN)
-	@CGO_ENABLED=0 go -C integration/tools run ./gobuild ../.. -o bin/ $(PROGRAMS)
+gobuild = @mkdir -p $(BIN) && CGO_ENABLED=0 go -C integration/tools run ./gobuild ../.. -o bin/
 
-demo: build ## show the mesh at work, in network namespaces on this machine (KEEP=1 keeps it up)
+images = go run ./install/images/cmd/images --out bin/images --hub $(HUB) --tag $(TAG)
+arch   = $(shell go env GOARCH)
+
+build: gatewayapi ## build all programs into bin/
+	$(gobuild) $(DEMO) $(CLUSTER)
+
+# The Gateway API's definitions, which ambitctl carries, are not ours to commit.
+gatewayapi:
+	@cd "$$(go mod download -json sigs.k8s.io/gateway-api | sed -n 's/.*"Dir": "\(.*\)".*/\1/p')/config/crd/standard" && \
+	  for f in *.yaml; do echo ---; cat "$$f"; done > $(CURDIR)/install/crds/gatewayapi/crds.yaml.new
+	@cd install/crds/gatewayapi && if cmp -s crds.yaml.new crds.yaml; then rm crds.yaml.new; else mv crds.yaml.new crds.yaml; fi
+
+demo: ## show the mesh at work, in network namespaces on this machine (KEEP=1 keeps it up)
+	$(gobuild) $(DEMO)
 	@$(BIN)/demo $(if $(KEEP),--keep)
 
-test: ## run all tests, with the race detector; says what was skipped and why
+test: gatewayapi ## run all tests, with the race detector; says what was skipped and why
 	go -C integration/tools run ./testreport ../.. -race -shuffle=on $(TESTFLAGS) ./...
+	go -C integration/tools run ./testreport ../conformance -race -shuffle=on $(TESTFLAGS) . ./cmd/...
+
+images: build ## build the container images into bin/images (HUB, TAG, ARCHS, SET; PUSH=1 pushes)
+	@$(images) --arch $(ARCHS) $(if $(SET),--set $(SET)) $(if $(PUSH),--push)
+
+cluster-up: build ## start a Kubernetes of NODES=2 nodes on this machine, built from Go modules; needs root
+	@$(BIN)/cluster up --nodes $(NODES)
+	@$(images) --arch $(arch)
+	@$(BIN)/cluster load $(BIN)/images/*
+
+cluster-down: ## end that Kubernetes; nothing of it is left
+	$(gobuild) ./integration/cluster/cmd/cluster
+	@$(BIN)/cluster down
+
+# The tests of what talks to an API server have one of their own, since they add
+# and remove definitions.
+cluster-test: cluster-up ## prove the mesh on that Kubernetes (KEEP=1 leaves it installed)
+	@$(BIN)/cluster --name api up --control-plane-only
+	AMBIT_TEST_KUBECONFIG=$$($(BIN)/cluster --name api kubeconfig) go test -p 1 -tags cluster -run TestCluster ./istiod/... ; \
+	  code=$$?; $(BIN)/cluster --name api down && exit $$code
+	@$(BIN)/clustertest $(if $(KEEP),--keep)
+
+conformance: cluster-up ## run the Gateway API suite for meshes there (UPDATE=1 adds to expected.txt what passes; TEST=A,B)
+	@$(images) --arch $(arch) --set conformance
+	CGO_ENABLED=0 go -C integration/conformance build -o $(BIN)/conformance ./cmd/conformance
+	@$(BIN)/conformance --root $(CURDIR) --version "$$(git describe --always --dirty)" $(if $(UPDATE),--update) $(if $(TEST),--test $(TEST)) $(if $(KEEP),--keep)
 
 lint: ## run the linters, pinned in integration/tools
-	CGO_ENABLED=0 go tool -modfile=integration/tools/go.mod golangci-lint run ./...
+	CGO_ENABLED=0 go tool -modfile=integration/tools/go.mod golangci-lint run --build-tags cluster ./...
 	cd integration/tools && CGO_ENABLED=0 go tool golangci-lint run --config ../../.golangci.yml ./...
+	cd integration/conformance && CGO_ENABLED=0 go tool -modfile=../tools/go.mod golangci-lint run --config ../../.golangci.yml ./...
 
 gen: ## generate code and CRDs again from their sources
 	go -C integration/tools run ./protogen ../..
-	{ cat "$$(go list -m -f '{{.Dir}}' istio.io/api)/kubernetes/customresourcedefinitions.gen.yaml"; } > install/crds/istio.yaml
+	{ cat "$$(go list -m -f '{{.Dir}}' istio.io/api)/kubernetes/customresourcedefinitions.gen.yaml"; } > install/charts/base/files/crd-all.gen.yaml
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

@@ -1,21 +1,17 @@
 package istiod
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
-	"os"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
-	"github.com/ambit-mesh/ambit/apis/manifest"
 	"github.com/ambit-mesh/ambit/apis/mesh"
 	"github.com/ambit-mesh/ambit/istiod/ca"
-	"github.com/ambit-mesh/ambit/istiod/collection"
-	"github.com/ambit-mesh/ambit/istiod/model"
-	"github.com/ambit-mesh/ambit/istiod/source"
 )
 
 // DefaultWaypointImage is the image of generated waypoints.
@@ -24,105 +20,60 @@ const DefaultWaypointImage = "ambit-mesh/waypoint:1"
 // caSecretType is what Istio gives the Secret, so that either can take over.
 const caSecretType = "istio.io/ca-root"
 
-// authority loads the signer from its Secret, or makes both on the first
-// start.
-func (i *Istiod) authority() (*ca.Authority, error) {
-	key := manifest.Key{Kind: "Secret", Namespace: mesh.DefaultSystemNamespace, Name: mesh.CASecretName}
-	body, err := i.generatedIn.Get(key)
-	switch {
-	case err == nil:
-		return loadAuthority(key, body)
-	case !errors.Is(err, os.ErrNotExist):
-		return nil, fmt.Errorf("certificate authority: %w", err)
+// pluggedIn is the Secret with an authority of the user's own.
+const pluggedIn = "cacerts"
+
+// authority returns the signer: that of the Secret cacerts if the user has made
+// one; else that of our own Secret, which is made on the first start. Several
+// istiods that start at once all take what the first of them has made.
+func (i *Istiod) authority(ctx context.Context) (*ca.Authority, error) {
+	authority, err := i.loadAuthority(ctx, pluggedIn)
+	if errors.Is(err, fs.ErrNotExist) {
+		authority, err = i.ownAuthority(ctx)
 	}
-	authority, err := ca.NewSelfSigned(i.mesh().TrustDomain, time.Now())
 	if err != nil {
 		return nil, fmt.Errorf("certificate authority: %w", err)
 	}
+	return authority, nil
+}
+
+func (i *Istiod) loadAuthority(ctx context.Context, name string) (*ca.Authority, error) {
+	secret, err := i.platform.secrets.Get(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	authority, err := ca.LoadSecret(secret.Data)
+	if err != nil {
+		return nil, fmt.Errorf("secret %s/%s: %w", mesh.DefaultSystemNamespace, name, err)
+	}
+	i.log.Info("certificate authority loaded", slog.String("secret", name), slog.String("authority", authority.String()))
+	return authority, nil
+}
+
+func (i *Istiod) ownAuthority(ctx context.Context) (*ca.Authority, error) {
+	authority, err := i.loadAuthority(ctx, mesh.CASecretName)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return authority, err
+	}
+	authority, err = ca.NewSelfSigned(i.mesh().TrustDomain, time.Now())
+	if err != nil {
+		return nil, err
+	}
 	certPEM, keyPEM := authority.PEM()
-	secret, err := manifest.ToUnstructured(&corev1.Secret{
-		APIVersion: "v1", Kind: "Secret", Namespace: key.Namespace, Name: key.Name,
+	err = i.platform.secrets.Create(ctx, &corev1.Secret{
+		APIVersion: "v1", Kind: "Secret", Namespace: mesh.DefaultSystemNamespace, Name: mesh.CASecretName,
 		Type: caSecretType,
 		Data: map[string][]byte{
 			mesh.CASecretCertKey: certPEM, mesh.CASecretKeyKey: keyPEM,
 			"cert-chain.pem": {}, "key.pem": {}, "root-cert.pem": {},
 		},
 	})
+	if errors.Is(err, fs.ErrExist) {
+		return i.loadAuthority(ctx, mesh.CASecretName)
+	}
 	if err != nil {
-		return nil, fmt.Errorf("certificate authority: %w", err)
+		return nil, err
 	}
-	if err := i.generatedIn.Apply(secret); err != nil {
-		return nil, fmt.Errorf("certificate authority: %w", err)
-	}
-	i.log.Info("certificate authority created", slog.String("secret", key.String()))
+	i.log.Info("certificate authority created", slog.String("secret", mesh.CASecretName), slog.String("authority", authority.String()))
 	return authority, nil
-}
-
-func loadAuthority(key manifest.Key, body *unstructured.Unstructured) (*ca.Authority, error) {
-	var secret corev1.Secret
-	if err := manifest.Decode(manifest.Object{Key: key, Body: body}, &secret); err != nil {
-		return nil, fmt.Errorf("certificate authority: %w", err)
-	}
-	authority, err := ca.Load(secret.Data[mesh.CASecretCertKey], secret.Data[mesh.CASecretKeyKey])
-	if err != nil {
-		return nil, fmt.Errorf("certificate authority: %s: %w", key, err)
-	}
-	return authority, nil
-}
-
-// places knows the namespaces: those that have an object, and those that
-// merely have pods or service accounts.
-type places struct {
-	namespaces *collection.Derived[model.Namespace]
-	pods       *collection.Index[model.Pod]
-	accounts   *collection.Index[*corev1.ServiceAccount]
-}
-
-func newPlaces(v *views, o *source.Objects) places {
-	return places{
-		namespaces: v.namespaces,
-		pods:       collection.NewIndex(v.pods, "namespace", func(p model.Pod) []string { return []string{p.Name.Namespace} }),
-		accounts: collection.NewIndex(o.ServiceAccounts, "namespace", func(a *corev1.ServiceAccount) []string {
-			return []string{a.Namespace}
-		}),
-	}
-}
-
-func (p places) has(namespace string) bool {
-	_, ok := p.namespaces.Get(namespace)
-	return ok || len(p.pods.Get(namespace)) > 0 || len(p.accounts.Get(namespace)) > 0
-}
-
-// distribute has the root certificate written into every namespace that comes
-// up, and again where somebody changes it. It works with what Run hands to
-// generator.setRoot.
-func (i *Istiod) distribute() {
-	at := newPlaces(i.views, i.objects)
-	check := func(namespace string) { i.generated.root(namespace, at.has) }
-	collection.Sink(i.views.namespaces, func(events []collection.Event[model.Namespace]) {
-		for _, event := range events {
-			check(event.Key)
-		}
-	})
-	collection.Sink(i.views.pods, func(events []collection.Event[model.Pod]) {
-		for _, event := range events {
-			if event.Old == nil || event.New == nil {
-				namespace, _ := splitKey(event.Key)
-				check(namespace)
-			}
-		}
-	})
-	collection.Sink(i.objects.ServiceAccounts, func(events []collection.Event[*corev1.ServiceAccount]) {
-		for _, event := range events {
-			namespace, _ := splitKey(event.Key)
-			check(namespace)
-		}
-	})
-	collection.Sink(i.objects.ConfigMaps, func(events []collection.Event[*corev1.ConfigMap]) {
-		for _, event := range events {
-			if namespace, name := splitKey(event.Key); name == mesh.RootCertConfig {
-				check(namespace)
-			}
-		}
-	})
 }

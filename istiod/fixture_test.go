@@ -46,6 +46,7 @@ type control struct {
 	config string
 	state  string
 	stop   func()
+	root   func() string // the root certificate that istiod has distributed
 
 	mu  sync.Mutex
 	log bytes.Buffer
@@ -69,6 +70,11 @@ func (c *control) logged() string {
 func start(t *testing.T, files map[string]string) *control {
 	t.Helper()
 	c := &control{t: t, issuer: authntest.New(t), config: t.TempDir(), state: t.TempDir()}
+	c.root = func() string {
+		o := c.generated(manifest.Key{Kind: "ConfigMap", Namespace: "istio-system", Name: mesh.RootCertConfig})
+		text, _, _ := unstructured.NestedString(o.Object, "data", mesh.RootCertFile)
+		return text
+	}
 	for name, contents := range files {
 		c.write(name, contents)
 	}
@@ -79,12 +85,17 @@ func start(t *testing.T, files map[string]string) *control {
 
 func (c *control) run() {
 	c.t.Helper()
-	i, err := New(Config{
+	c.runAs(Config{
 		ConfigDir: c.config, StateDir: c.state,
 		JWKSFile: c.issuer.File, JWTIssuer: authntest.URL, JWTAudience: authntest.Audience,
-		TrustedNodeAccounts: []string{"istio-system/ztunnel"},
-		Log:                 slog.New(slog.NewTextHandler(c, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	})
+}
+
+func (c *control) runAs(cfg Config) {
+	c.t.Helper()
+	cfg.TrustedNodeAccounts = []string{"istio-system/ztunnel"}
+	cfg.Log = slog.New(slog.NewTextHandler(c, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	i, err := New(cfg)
 	if err != nil {
 		c.t.Fatalf("new: %v", err)
 	}
@@ -214,11 +225,10 @@ func (b bearerToken) GetRequestMetadata(context.Context, ...string) (map[string]
 }
 func (bearerToken) RequireTransportSecurity() bool { return true }
 
-// dial connects over TLS, trusting the root that istiod has distributed.
+// dial connects over TLS, as a proxy does.
 func (c *control) dial(token string) *grpc.ClientConn {
 	c.t.Helper()
-	root := c.generated(manifest.Key{Kind: "ConfigMap", Namespace: "istio-system", Name: mesh.RootCertConfig})
-	text, _, _ := unstructured.NestedString(root.Object, "data", mesh.RootCertFile)
+	text := c.root()
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM([]byte(text)) {
 		c.t.Fatalf("no certificate in %s", text)
@@ -248,9 +258,14 @@ type proxy struct {
 
 func (c *control) proxy(kind, namespace, account, pod, node string) *proxy {
 	c.t.Helper()
+	return c.proxyWith(kind, namespace, pod, c.token(namespace, account, pod, node))
+}
+
+func (c *control) proxyWith(kind, namespace, pod, token string) *proxy {
+	c.t.Helper()
 	id := xdstest.Node(kind, namespace, pod)
 	id.Metadata = &structpb.Struct{Fields: map[string]*structpb.Value{"NAMESPACE": structpb.NewStringValue(namespace)}}
-	return &proxy{c: c, delta: c.connect(id, c.token(namespace, account, pod, node)), resources: map[string]*discoveryv3.Resource{}}
+	return &proxy{c: c, delta: c.connect(id, token), resources: map[string]*discoveryv3.Resource{}}
 }
 
 func (c *control) connect(id *corev3.Node, token string) *xdstest.Delta {

@@ -1,6 +1,10 @@
 package istiod
 
 import (
+	"slices"
+
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
 	"github.com/ambit-mesh/ambit/apis/mesh"
 	"github.com/ambit-mesh/ambit/istiod/collection"
 	"github.com/ambit-mesh/ambit/istiod/model"
@@ -13,11 +17,14 @@ import (
 // one call of model or translate, around which the dependencies are fetched.
 type views struct {
 	clusterDomain string
+	cluster       bool // see platform.cluster
 
 	// remembered are the host names of waypoints that have been ready in an
 	// earlier life of istiod, by Gateway, until the Gateway goes. It is filled
 	// before the source runs and then guarded by the graph's lock.
 	remembered map[string]string
+
+	warnings *collection.Input[warning] // by object, see report.go
 
 	meshes     *collection.Derived[model.Mesh] // one item, key meshKey
 	namespaces *collection.Derived[model.Namespace]
@@ -50,6 +57,7 @@ const meshKey = "mesh"
 // that the resources and statuses are made of.
 func newViews(o *source.Objects, cfg Config) *views {
 	v := &views{clusterDomain: cfg.ClusterDomain, remembered: map[string]string{}}
+	v.warnings = newWarnings(o.Graph)
 	v.single(o, cfg)
 	v.joined(o)
 	return v
@@ -127,7 +135,7 @@ func (v *views) joined(o *source.Objects) {
 	v.waypoints = collection.Derive(g, "waypoints", o.Gateways, byName(func(w model.Waypoint) string { return w.Name.String() }),
 		func(c *collection.Context, gateway *gatewayObject) []model.Waypoint {
 			class, _ := collection.Fetch(c, o.GatewayClasses, string(gateway.Spec.GatewayClassName))
-			return []model.Waypoint{v.addressed(c, model.NewWaypoint(gateway, class))}
+			return []model.Waypoint{v.addressed(c, model.NewWaypoint(gateway, class), gateway.Status.Addresses)}
 		})
 	collection.Sink(o.Gateways, func(events []collection.Event[*gatewayObject]) {
 		for _, event := range events {
@@ -174,11 +182,15 @@ func (v *views) joined(o *source.Objects) {
 // addressed gives a waypoint its address once its Service has a ready
 // endpoint. It keeps it while the Gateway exists, so that a restart of its pods,
 // or of istiod, does not take the waypoint away from what it guards.
-func (v *views) addressed(c *collection.Context, w model.Waypoint) model.Waypoint {
+//
+// In a cluster it is the Gateway's own status that says it has been ready. That
+// of a file says nothing: it came along with a manifest from elsewhere.
+func (v *views) addressed(c *collection.Context, w model.Waypoint, reported []gatewayv1.GatewayStatusAddress) model.Waypoint {
 	if w.Class != mesh.WaypointGatewayClass {
 		return w
 	}
-	if reached := w.WithAddress(v.clusterDomain); v.remembered[w.Name.String()] == reached.Hostname {
+	reached := w.WithAddress(v.clusterDomain)
+	if v.remembered[w.Name.String()] == reached.Hostname || v.cluster && reports(reported, reached.Hostname) {
 		return reached
 	}
 	for _, before := range collection.Previous[model.Waypoint](c) {
@@ -195,6 +207,12 @@ func (v *views) addressed(c *collection.Context, w model.Waypoint) model.Waypoin
 		}
 	}
 	return w
+}
+
+func reports(addresses []gatewayv1.GatewayStatusAddress, hostname string) bool {
+	return slices.ContainsFunc(addresses, func(a gatewayv1.GatewayStatusAddress) bool {
+		return a.Type != nil && *a.Type == gatewayv1.HostnameAddressType && a.Value == hostname
+	})
 }
 
 func (v *views) mesh(c *collection.Context) model.Mesh {

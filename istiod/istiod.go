@@ -6,9 +6,10 @@
 // Run. Everything between the source and the xDS store is a graph of derived
 // collections (graph.go for L4, graph_l7.go for waypoints, statements.go for
 // statuses) of pure functions from model, translate, gateway and deploy: one
-// batch of changes becomes one update of the store. What has to be written to
-// the state directory is noted there and written elsewhere (generate.go,
-// status.Writer), so that no disk and no proxy slows the graph.
+// batch of changes becomes one update of the store. What has to be written
+// is noted there and written elsewhere, by one istiod of several (generator.go,
+// status.Writer), so that no disk, no API server and no proxy slows the graph.
+// What differs between a directory and a cluster is in platform.go.
 //
 // DESIGN.md §4 says what is decided, spec/control-plane.md what to obey.
 package istiod
@@ -20,7 +21,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"sync/atomic"
@@ -29,9 +29,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/ambit-mesh/ambit/apis/manifest"
 	"github.com/ambit-mesh/ambit/apis/mesh"
-	"github.com/ambit-mesh/ambit/istiod/authn"
 	"github.com/ambit-mesh/ambit/istiod/ca"
 	"github.com/ambit-mesh/ambit/istiod/collection"
 	"github.com/ambit-mesh/ambit/istiod/model"
@@ -44,8 +42,13 @@ import (
 type Config struct {
 	// ConfigDir holds the user's manifests and is only read. StateDir is where
 	// the objects that a cluster would generate, and statuses, are written.
+	// Without them a cluster is read and written.
 	ConfigDir, StateDir string
-	// ListenAddress is the host to listen on; "" is 127.0.0.1.
+	// Kubeconfig says how to reach the cluster; "" is the one that istiod is a
+	// pod of. PodName is that pod's.
+	Kubeconfig, PodName string
+	// ListenAddress is the host to listen on; "" is 127.0.0.1 with a ConfigDir,
+	// and all addresses in a cluster.
 	ListenAddress string
 	// Port and MonitoringPort are 15012 and 15014 in production; 0 lets the
 	// kernel choose, see Addresses.
@@ -66,11 +69,14 @@ type Config struct {
 	Log     *slog.Logger
 }
 
-// validate says what is missing, in terms of the flags.
+// validate says what is missing, or does not fit together, in terms of the flags.
 func (c Config) validate() error {
+	if c.ConfigDir == "" {
+		return c.validateCluster()
+	}
 	switch {
-	case c.ConfigDir == "":
-		return errors.New("--config-dir is required: there is no Kubernetes source yet")
+	case c.Kubeconfig != "":
+		return errors.New("--kubeconfig and --config-dir are two sources: give one")
 	case c.StateDir == "":
 		return errors.New("--config-dir needs --state-dir: without a cluster, generated objects and statuses are written there")
 	case c.JWKSFile == "":
@@ -81,28 +87,36 @@ func (c Config) validate() error {
 	return nil
 }
 
+func (c Config) validateCluster() error {
+	switch {
+	case c.StateDir != "":
+		return errors.New("--state-dir needs --config-dir: in a cluster, generated objects and statuses are written to the API server")
+	case c.JWKSFile != "" || c.JWTIssuer != "":
+		return errors.New("--jwks-file and --jwt-issuer need --config-dir: in a cluster, the API server alone says who is calling")
+	}
+	return nil
+}
+
 // Istiod is a control plane.
 type Istiod struct {
 	cfg     Config
 	log     *slog.Logger
 	metrics *prometheus.Registry
 
+	platform    platform // where objects come from, and where istiod writes
 	objects     *source.Objects
-	source      source.Source
 	views       *views
 	l7          *l7Views
 	deployments *collection.Derived[deployment]
 	store       *xds.Store
 	statuses    *status.Writer
 	generated   *generator
-	generatedIn *manifest.Store
-	verify      authn.Verify
 
 	// Of the source's goroutine:
 	unreadKinds map[string]bool // logged once
 	untaken     map[string]bool // files and Gateways whose present version is refused
-	tidied      bool
 
+	tidied    atomic.Bool   // everything that exists has been taken once
 	loaded    chan struct{} // closed after the first load
 	serving   atomic.Bool
 	listening chan struct{} // closed when addresses are known
@@ -114,7 +128,9 @@ func New(cfg Config) (*Istiod, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	cfg.ListenAddress = cmp.Or(cfg.ListenAddress, "127.0.0.1")
+	if cfg.ConfigDir != "" {
+		cfg.ListenAddress = cmp.Or(cfg.ListenAddress, "127.0.0.1")
+	}
 	cfg.ClusterDomain = cmp.Or(cfg.ClusterDomain, mesh.DefaultClusterDomain)
 	cfg.ClusterID = cmp.Or(cfg.ClusterID, mesh.DefaultClusterID)
 	cfg.WaypointImage = cmp.Or(cfg.WaypointImage, DefaultWaypointImage)
@@ -125,27 +141,12 @@ func New(cfg Config) (*Istiod, error) {
 	}
 	i.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 
-	// Reads the key file, produces who is calling.
-	jwks, err := authn.NewJWKS(authn.JWKSConfig{File: cfg.JWKSFile, Issuer: cfg.JWTIssuer, Audience: cfg.JWTAudience, Log: i.log})
-	if err != nil {
-		return nil, err
-	}
-	i.verify = jwks.Verify
-
-	// Reads manifests in the configuration and state directories, produces objects.
 	i.objects = source.NewObjects(collection.NewGraph())
-	i.generatedIn = manifest.NewStore(filepath.Join(cfg.StateDir, "objects"))
-	i.source, err = source.NewDir(source.DirConfig{
-		Objects:  i.objects,
-		Dirs:     []string{cfg.ConfigDir, filepath.Join(cfg.StateDir, "objects")},
-		Accepted: manifest.NewStore(filepath.Join(cfg.StateDir, "accepted")),
-		Report:   i.report,
-		Loaded:   func() { close(i.loaded) },
-		Log:      i.log,
-	})
+	platform, err := i.platformOf(cfg)
 	if err != nil {
 		return nil, err
 	}
+	i.platform = platform
 	i.wire()
 	return i, nil
 }
@@ -156,6 +157,7 @@ func (i *Istiod) wire() {
 
 	// Reads objects, produces the views: services, workloads, waypoints, policies.
 	i.views = newViews(i.objects, i.cfg)
+	i.views.cluster = i.platform.cluster
 	i.l7 = newL7Views(i.objects, i.views)
 
 	// Reads the views, produces messages; each batch is one update of the store.
@@ -164,19 +166,15 @@ func (i *Istiod) wire() {
 	all.publish(g, i.store)
 
 	// Reads Gateways, produces the objects that run waypoints.
-	i.generated = newGenerator(i.generatedIn, i.log)
 	i.deployments = i.views.deployments(i.objects, i.cfg.WaypointImage)
-	collection.Sink(i.deployments, func(events []collection.Event[deployment]) {
-		for _, event := range events {
-			i.generated.deploy(event)
-		}
-	})
+	i.generated = &generator{store: i.platform.objects, log: i.log, state: i.state(), cluster: i.platform.cluster}
+	i.generate()
 
 	// Reads namespaces, produces the root certificate in each.
 	i.distribute()
 
 	// Reads objects and views, produces statuses.
-	i.statuses = status.NewWriter(status.Config{Store: i.statusStore(), Log: i.log})
+	i.statuses = status.NewWriter(status.Config{Store: i.platform.statuses, Log: i.log})
 	for _, from := range i.l7.statements(i.objects, i.deployments) {
 		collection.Sink(from, func(events []collection.Event[statement]) {
 			for _, event := range events {
@@ -210,28 +208,28 @@ func (i *Istiod) Run(ctx context.Context) error {
 	}
 
 	// Reads manifests, produces objects, and with them everything derived.
-	group.Go(func() error { return i.source.Run(ctx) })
+	group.Go(func() error { return i.platform.source.Run(ctx) })
 	select {
 	case <-i.loaded:
 	case <-ctx.Done():
 		return group.Wait()
 	}
 	i.log.Info("first load done", slog.Int("pods", i.objects.Pods.Len()), slog.Int("services", i.objects.Services.Len()))
-	group.Go(func() error { return i.statuses.Run(ctx) })
 
 	// Reads the authority's Secret, or makes it; produces the signer.
-	authority, err := i.authority()
+	authority, err := i.authority(ctx)
 	if err != nil {
 		return stopped(group, monitor, err)
 	}
 
-	// Reads what has been noted of namespaces and waypoints, produces their objects.
+	// Reads what has been noted of objects, namespaces and waypoints, produces
+	// statuses and objects; one istiod of several does.
 	i.generated.setRoot(authority.RootPEM())
-	group.Go(func() error { return i.generated.Run(ctx) })
+	group.Go(func() error { return i.platform.lead(ctx, i.write) })
 
 	// Reads the store and the authority, produces xDS and certificates.
 	service := ca.NewService(ca.ServiceConfig{
-		Authority: authority, Verify: i.verify, Pods: podDirectory{i.views}, TrustDomain: func() string { return i.mesh().TrustDomain },
+		Authority: authority, Verify: i.platform.verify, Pods: podDirectory{i.views}, TrustDomain: func() string { return i.mesh().TrustDomain },
 		TrustedNodeAccounts: i.cfg.TrustedNodeAccounts, Log: i.log, Metrics: i.metrics,
 	})
 	listener, err := net.Listen("tcp", net.JoinHostPort(i.cfg.ListenAddress, strconv.Itoa(i.cfg.Port)))
@@ -243,6 +241,14 @@ func (i *Istiod) Run(ctx context.Context) error {
 	close(i.listening)
 	i.log.Info("serving", slog.String("address", i.addresses.XDS))
 	group.Go(func() error { return i.serve(ctx, listener, authority, server, service) })
+	return group.Wait()
+}
+
+// write does all the writing until ctx is done.
+func (i *Istiod) write(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return i.statuses.Run(ctx) })
+	group.Go(func() error { return i.generated.Run(ctx) })
 	return group.Wait()
 }
 

@@ -3,6 +3,7 @@ package istiod
 import (
 	"cmp"
 
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
@@ -14,9 +15,11 @@ import (
 
 // Short names for the types of inputs.
 type (
-	coreService   = corev1.Service
-	endpointSlice = discoveryv1.EndpointSlice
-	gatewayObject = gatewayv1.Gateway
+	coreService    = corev1.Service
+	coreDeployment = appsv1.Deployment
+	endpointSlice  = discoveryv1.EndpointSlice
+	gatewayObject  = gatewayv1.Gateway
+	gatewayClass   = gatewayv1.GatewayClass
 )
 
 // newMesh joins MeshConfig and flags. config and system may be nil.

@@ -1,10 +1,13 @@
 package istiod
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
 
+	"github.com/ambit-mesh/ambit/apis/manifest"
+	"github.com/ambit-mesh/ambit/istiod/collection"
 	"github.com/ambit-mesh/ambit/istiod/model"
 	"github.com/ambit-mesh/ambit/istiod/source"
 	"github.com/ambit-mesh/ambit/istiod/status"
@@ -25,7 +28,7 @@ func (i *Istiod) report(r source.Report) {
 	}
 	for _, o := range r.Invalid {
 		i.log.Warn("object not taken; its last good version stays", attributes(o)...)
-		i.statuses.Set(status.WriterValidation, o.Key, status.Invalid(0, message(o)))
+		i.statuses.Set(status.WriterValidation, o.Key, status.Invalid(o.Generation, message(o)))
 		if o.Key.Kind == "Gateway" {
 			i.untaken[o.Key.String()] = true
 		}
@@ -34,19 +37,44 @@ func (i *Istiod) report(r source.Report) {
 		delete(i.untaken, key.String())
 		i.statuses.Set(status.WriterValidation, key, status.Status{})
 	}
-	for _, key := range r.Unwarned {
-		i.statuses.Set(status.WriterFields, key, status.Status{})
-	}
-	warned := map[string][]model.Notice{}
-	for _, o := range r.Warnings {
-		i.log.Warn("part of an object has no effect", attributes(o)...)
-		warned[o.Key.String()] = append(warned[o.Key.String()], model.Notice{Object: o.Key, Field: o.Field, Message: o.Reason})
-	}
-	for _, notices := range warned {
-		i.statuses.Set(status.WriterFields, notices[0].Object, status.Fields(0, notices))
-	}
+	i.warn(r)
 	i.reportUnread(r.Unread)
 	i.tidy()
+}
+
+// warn brings what the source says of parts of accepted objects into the graph,
+// where it joins what istiod itself finds without effect.
+func (i *Istiod) warn(r source.Report) {
+	if len(r.Unwarned)+len(r.Warnings) == 0 {
+		return
+	}
+	found := map[string]warning{}
+	for _, o := range r.Warnings {
+		i.log.Warn("part of an object has no effect", attributes(o)...)
+		w := found[o.Key.String()]
+		w.object, w.generation = o.Key, o.Generation
+		w.notices = append(w.notices, model.Notice{Object: o.Key, Field: o.Field, Message: o.Reason})
+		found[o.Key.String()] = w
+	}
+	i.objects.Graph.Update(func(tx *collection.Tx) {
+		for _, key := range r.Unwarned {
+			i.views.warnings.Delete(tx, key.String())
+		}
+		for _, w := range found {
+			i.views.warnings.Set(tx, w)
+		}
+	})
+}
+
+// warning is what the source has found without effect in one object.
+type warning struct {
+	object     manifest.Key
+	generation int64
+	notices    []model.Notice
+}
+
+func newWarnings(g *collection.Graph) *collection.Input[warning] {
+	return collection.NewInput(g, "warnings", func(w warning) string { return w.object.String() }, nil)
 }
 
 // reportUnread logs each kind that is not read once, and says so on the objects
@@ -57,16 +85,19 @@ func (i *Istiod) reportUnread(list []source.Invalid) {
 		if !i.unreadKinds[kind] {
 			i.unreadKinds[kind] = true
 			i.log.Info("kind is not read by istiod", slog.String("kind", o.Key.Kind), slog.String("group", o.Key.Group),
-				slog.String("first", at(o.File, o.Line)))
+				slog.String("first", cmp.Or(at(o.File, o.Line), o.Key.String())))
 		}
 		if source.ForMesh(o.Key.Group) {
-			i.statuses.Set(status.WriterValidation, o.Key, status.Invalid(0, message(o)))
+			i.statuses.Set(status.WriterValidation, o.Key, status.Invalid(o.Generation, message(o)))
 		}
 	}
 }
 
 func attributes(o source.Invalid) []any {
-	out := []any{slog.String("object", o.Key.String()), slog.String("file", at(o.File, o.Line))}
+	out := []any{slog.String("object", o.Key.String())}
+	if o.File != "" {
+		out = append(out, slog.String("file", at(o.File, o.Line)))
+	}
 	if o.Field != "" {
 		out = append(out, slog.String("field", o.Field))
 	}
@@ -74,7 +105,10 @@ func attributes(o source.Invalid) []any {
 }
 
 func message(o source.Invalid) string {
-	text := at(o.File, o.Line) + ": "
+	text := ""
+	if o.File != "" {
+		text = at(o.File, o.Line) + ": "
+	}
 	if o.Field != "" {
 		text += o.Field + ": "
 	}

@@ -81,8 +81,12 @@ func servingIPs(address net.Addr) []netip.Addr {
 
 // monitor runs the monitoring server until ctx is done.
 func (i *Istiod) monitor(ctx context.Context, l net.Listener, server *xds.Server) error {
+	hosts := servingNames(i.cfg.ClusterDomain)
+	if i.cfg.ListenAddress != "" {
+		hosts = append(hosts, i.cfg.ListenAddress)
+	}
 	handler := admin.New(admin.Config{
-		Hosts:   append(servingNames(i.cfg.ClusterDomain), i.cfg.ListenAddress),
+		Hosts:   hosts,
 		Metrics: i.metrics,
 		Ready: func() error {
 			if !i.serving.Load() {
@@ -91,15 +95,8 @@ func (i *Istiod) monitor(ctx context.Context, l net.Listener, server *xds.Server
 			return nil
 		},
 		Version: i.version,
-		Debug: map[string]func() any{
-			"syncz":     server.Debug,
-			"workloads": func() any { return i.views.workloads.List() },
-			"services":  func() any { return i.views.boundServices.List() },
-			"waypoints": func() any { return i.views.waypoints.List() },
-			"policies":  func() any { return policyDump(i.views.policies.List(), i.mesh().RootNamespace) },
-			"mesh":      func() any { return i.mesh() },
-		},
-		Log: i.log,
+		Debug:   i.dumps(server),
+		Log:     i.log,
 	})
 	web := &http.Server{
 		Handler: handler, ReadHeaderTimeout: 10 * time.Second, ErrorLog: slog.NewLogLogger(i.log.Handler(), slog.LevelDebug),
@@ -119,6 +116,21 @@ func (i *Istiod) monitor(ctx context.Context, l net.Listener, server *xds.Server
 	return err
 }
 
+func (i *Istiod) dumps(server *xds.Server) map[string]func() any {
+	out := map[string]func() any{
+		"syncz":     server.Debug,
+		"workloads": func() any { return i.views.workloads.List() },
+		"services":  func() any { return i.views.boundServices.List() },
+		"waypoints": func() any { return i.views.waypoints.List() },
+		"policies":  func() any { return policyDump(i.views.policies.List(), i.mesh().RootNamespace) },
+		"mesh":      func() any { return i.mesh() },
+	}
+	if i.platform.watched != nil {
+		out["sources"] = i.platform.watched
+	}
+	return out
+}
+
 func (i *Istiod) version() any {
 	out := map[string]string{"version": i.cfg.Version}
 	if build, ok := debug.ReadBuildInfo(); ok {
@@ -136,6 +148,7 @@ type callerKey struct{}
 // What a refused proxy is told; the log has the reason.
 var (
 	errUnauthenticated = grpcstatus.Error(codes.Unauthenticated, "not authenticated")
+	errUnverifiable    = grpcstatus.Error(codes.Unavailable, "callers cannot be authenticated now")
 	errNotPermitted    = grpcstatus.Error(codes.PermissionDenied, "node is not permitted")
 )
 
@@ -146,8 +159,12 @@ func (i *Istiod) authenticate(ctx context.Context) (context.Context, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errUnauthenticated, err)
 	}
-	caller, err := i.verify(ctx, token)
-	if err != nil {
+	caller, err := i.platform.verify(ctx, token)
+	switch {
+	case err == nil:
+	case authn.ReasonOf(err) == authn.ReasonUnavailable:
+		return nil, fmt.Errorf("%w: %w", errUnverifiable, err) // no fault of the caller's: it comes again
+	default:
 		return nil, fmt.Errorf("%w: %w", errUnauthenticated, err)
 	}
 	if _, err := i.callerPod(caller); err != nil {

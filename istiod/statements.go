@@ -44,8 +44,9 @@ func say(writer, group, kind string, o metav1.Object, s status.Status) []stateme
 func (l *l7Views) statements(o *source.Objects, deployments *collection.Derived[deployment]) []*collection.Derived[statement] {
 	g := o.Graph
 	options := collection.Options[statement]{Key: statement.key}
-	fields := func(kind string, o metav1.Object, notices []model.Notice) []statement {
-		return say(status.WriterFields, groupNetworking, kind, o, status.Fields(o.GetGeneration(), notices))
+	fields := func(c *collection.Context, kind string, o metav1.Object, own []model.Notice) []statement {
+		return say(status.WriterFields, groupNetworking, kind, o,
+			status.Fields(o.GetGeneration(), l.notices(c, groupNetworking, kind, o, own)))
 	}
 	return []*collection.Derived[statement]{
 		collection.Derive(g, "status of services", l.boundServices, options,
@@ -56,25 +57,27 @@ func (l *l7Views) statements(o *source.Objects, deployments *collection.Derived[
 		collection.Derive(g, "status of policies", l.policies, options,
 			func(c *collection.Context, p model.Policy) []statement {
 				key := manifest.Key{Group: groupSecurity, Kind: "AuthorizationPolicy", Namespace: p.Name.Namespace, Name: p.Name.Name}
-				return []statement{policyStatement(key, p, l.mesh(c).RootNamespace)}
+				out := policyStatement(key, p, l.mesh(c).RootNamespace)
+				if object, ok := collection.Fetch(c, o.AuthorizationPolicies, p.Key()); ok {
+					out.status.Generation = object.Generation
+				}
+				return []statement{out}
 			}),
 		collection.Derive(g, "status of virtual services", o.VirtualServices, options,
 			func(c *collection.Context, s *networkingv1.VirtualService) []statement {
-				own := translate.VirtualServiceNotices(s, l.clusterDomain)
-				return fields("VirtualService", s, l.notices(c, groupNetworking, "VirtualService", s, own))
+				return fields(c, "VirtualService", s, translate.VirtualServiceNotices(s, l.clusterDomain))
 			}),
 		collection.Derive(g, "status of destination rules", o.DestinationRules, options,
 			func(c *collection.Context, r *networkingv1.DestinationRule) []statement {
-				own := translate.DestinationRuleNotices(r)
-				return fields("DestinationRule", r, l.notices(c, groupNetworking, "DestinationRule", r, own))
+				return fields(c, "DestinationRule", r, translate.DestinationRuleNotices(r))
 			}),
 		collection.Derive(g, "status of service entries", o.ServiceEntries, options,
-			func(_ *collection.Context, e *networkingv1.ServiceEntry) []statement {
-				return fields("ServiceEntry", e, notHonoured("ServiceEntry", e))
+			func(c *collection.Context, e *networkingv1.ServiceEntry) []statement {
+				return fields(c, "ServiceEntry", e, notHonoured("ServiceEntry", e))
 			}),
 		collection.Derive(g, "status of workload entries", o.WorkloadEntries, options,
-			func(_ *collection.Context, e *networkingv1.WorkloadEntry) []statement {
-				return fields("WorkloadEntry", e, notHonoured("WorkloadEntry", e))
+			func(c *collection.Context, e *networkingv1.WorkloadEntry) []statement {
+				return fields(c, "WorkloadEntry", e, notHonoured("WorkloadEntry", e))
 			}),
 		collection.Derive(g, "status of routes", o.HTTPRoutes, options,
 			func(c *collection.Context, r *gatewayv1.HTTPRoute) []statement {
@@ -90,15 +93,28 @@ func (l *l7Views) statements(o *source.Objects, deployments *collection.Derived[
 				if !ours {
 					return nil
 				}
-				return say(status.WriterGateway, gatewayv1.GroupName, "GatewayClass", in, status.Status{Conditions: s.Conditions})
+				return say(status.WriterGateway, gatewayv1.GroupName, "GatewayClass", in, status.GatewayClass(in.Generation, s))
+			}),
+		collection.Derive(g, "status of objects with warnings", l.warnings, options,
+			func(_ *collection.Context, w warning) []statement {
+				if slices.Contains(noticed, w.object.Kind) {
+					return nil // joined with what else there is to say
+				}
+				return []statement{{status.WriterFields, w.object, status.Fields(w.generation, w.notices)}}
 			}),
 	}
 }
 
-// notices joins what an object deserves by itself and what it deserves because
-// of others.
+// noticed are the kinds whose status has all the notices about an object.
+var noticed = []string{"VirtualService", "DestinationRule", "ServiceEntry", "WorkloadEntry", "HTTPRoute"}
+
+// notices joins what an object deserves by itself, what the source has found in
+// it, and what it deserves because of others.
 func (l *l7Views) notices(c *collection.Context, group, kind string, o metav1.Object, own []model.Notice) []model.Notice {
 	key := manifest.Key{Group: group, Kind: kind, Namespace: o.GetNamespace(), Name: o.GetName()}
+	if w, ok := collection.Fetch(c, l.warnings, key.String()); ok {
+		own = append(own, w.notices...)
+	}
 	for _, port := range collection.Lookup(c, l.servedByNotice, key.String()) {
 		for _, notice := range port.notices {
 			if notice.Object == key {

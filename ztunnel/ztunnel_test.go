@@ -212,7 +212,7 @@ func describe(name string, pod *netnstest.Pod) *api.Workload {
 func TestProcess(t *testing.T) {
 	web, shop := netnstest.NewPod(t), netnstest.NewPod(t)
 	for _, pod := range []*netnstest.Pod{web, shop} {
-		if err := redirect.Apply(pod.NS.File(), redirect.Options{}); err != nil {
+		if err := redirect.Apply(pod.NS.File()); err != nil {
 			t.Fatalf("redirect: %v", err)
 		}
 	}

@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/netip"
 	"os"
 	"os/signal"
 	"syscall"
@@ -17,19 +16,25 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
+	"k8s.io/klog/v2"
 
 	"github.com/ambit-mesh/ambit/apis/mesh"
 	"github.com/ambit-mesh/ambit/ztunnel/cni"
+	"github.com/ambit-mesh/ambit/ztunnel/cni/installer"
+	"github.com/ambit-mesh/ambit/ztunnel/redirect"
 )
 
 type flags struct {
 	node, configDir, stateDir string
+	kubeconfig, daemonSet     string
 	runDir, zdsSocket         string
+	procDir, netNSDir         string
+	binDir, confDir           string
 	healthAddress             string
 	metricsAddress            string
 	logLevel                  string
 	systemNamespace           string
-	excluded, probeSources    []string
+	excluded                  []string
 }
 
 func main() {
@@ -48,62 +53,165 @@ func main() {
 func command() *cobra.Command {
 	var f flags
 	c := &cobra.Command{
-		Use:           "ambit-cni",
-		Short:         "Enrol the pods of a node in the mesh",
+		Use:   "ambit-cni",
+		Short: "Enrol the pods of a node in the mesh",
+		Long: `ambit-cni is the node agent of the mesh. It installs itself as a chained CNI plugin,
+follows the labels of the node's pods and namespaces, programs the redirection of
+each enrolled pod and hands its network namespace to ztunnel.
+
+It runs in the host's network namespace. On SIGTERM it leaves everything as it is if
+its DaemonSet still exists, and removes everything if it does not.
+
+With --config-dir and --state-dir it reads manifests in the place of an API server,
+and installs no plugin.`,
 		Args:          cobra.NoArgs,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		RunE:          func(c *cobra.Command, _ []string) error { return run(c.Context(), f) },
 	}
-	fs := c.Flags()
-	fs.StringVar(&f.node, "node-name", os.Getenv("NODE_NAME"), "name of this node, default $NODE_NAME")
-	fs.StringVar(&f.configDir, "config-dir", "", "directory of the user's manifests")
-	fs.StringVar(&f.stateDir, "state-dir", "", "directory of generated objects and statuses")
-	fs.StringVar(&f.runDir, "run-dir", mesh.CNIAgentRunDir, "directory of the plugin's socket and of pod records")
+	c.AddCommand(&cobra.Command{
+		Use:   "uninstall",
+		Short: "Remove what an agent that was killed left on this node",
+		Long: `uninstall removes the CNI plugin, the redirection in every pod that an agent enrolled,
+and the host rules, and restores the container runtime's network configuration.
+Connections that are redirected are cut. It needs no API server; the annotation
+` + mesh.AnnotationRedirection + ` of the pods stays.`,
+		Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error { return uninstall(c.Context(), f) },
+	})
+	fs := c.PersistentFlags()
+	fs.StringVar(&f.runDir, "run-dir", mesh.CNIAgentRunDir, "directory of the plugin's socket and of pod records, the same on the host")
 	fs.StringVar(&f.zdsSocket, "zds-socket", mesh.ZDSSocketPath, "socket to which ztunnel connects")
+	fs.StringVar(&f.procDir, "proc-dir", "/host/proc", "the host's /proc, where pods' processes are looked for")
+	fs.StringVar(&f.netNSDir, "netns-dir", "/var/run/netns", "where the container runtime names network namespaces, the same on the host")
+	fs.StringVar(&f.binDir, "cni-bin-dir", "/host/opt/cni/bin", "the container runtime's directory of CNI plugins")
+	fs.StringVar(&f.confDir, "cni-conf-dir", "/host/etc/cni/net.d", "the container runtime's directory of network configurations")
+	fs.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
+	fs = c.Flags()
+	fs.StringVar(&f.node, "node-name", os.Getenv("NODE_NAME"), "name of this node, default $NODE_NAME")
+	fs.StringVar(&f.kubeconfig, "kubeconfig", "", "how to reach the API server, empty = as a pod of the cluster does")
+	fs.StringVar(&f.daemonSet, "daemonset", "ambit-cni", "name of the agent's own DaemonSet, in the system namespace")
+	fs.StringVar(&f.configDir, "config-dir", "", "directory of the user's manifests, in the place of an API server")
+	fs.StringVar(&f.stateDir, "state-dir", "", "directory of generated objects and statuses, with --config-dir")
 	fs.StringVar(&f.healthAddress, "health-address", fmt.Sprintf(":%d", mesh.PortCNIAgentHealth), "address of /healthz and /readyz, empty = off")
 	fs.StringVar(&f.metricsAddress, "metrics-address", "", "address of /metrics, empty = off")
-	fs.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	fs.StringVar(&f.systemNamespace, "system-namespace", mesh.DefaultSystemNamespace, "namespace of the mesh's own pods")
 	fs.StringSliceVar(&f.excluded, "exclude-namespaces", []string{"kube-system"}, "namespaces whose pods are never captured")
-	fs.StringSliceVar(&f.probeSources, "probe-source", nil, "addresses from which the node probes its pods")
 	return c
 }
 
+// kubeletUID is the user that kubelets run as, and probe pods as.
+const kubeletUID = 0
+
 func run(ctx context.Context, f flags) error {
-	var level slog.Level
-	if err := level.UnmarshalText([]byte(f.logLevel)); err != nil {
-		return fmt.Errorf("--log-level: %w", err)
+	log, err := f.logger()
+	if err != nil {
+		return err
 	}
-	log := slog.New(slog.NewTextHandler(os.Stdout, &slog.HandlerOptions{Level: level}))
 	switch {
 	case f.node == "":
 		return errors.New("--node-name or $NODE_NAME is needed")
-	case f.configDir == "" || f.stateDir == "":
-		return errors.New("--config-dir and --state-dir are needed")
+	case (f.configDir == "") != (f.stateDir == ""):
+		return errors.New("--config-dir and --state-dir are needed together")
+	case f.configDir != "" && f.kubeconfig != "":
+		return errors.New("--config-dir and --kubeconfig exclude each other")
 	}
-	var probes []netip.Addr
-	for _, s := range f.probeSources {
-		a, err := netip.ParseAddr(s)
-		if err != nil {
-			return fmt.Errorf("--probe-source: %w", err)
-		}
-		probes = append(probes, a)
+	if f.configDir != "" {
+		return runDirectory(ctx, log, f)
 	}
+	return runCluster(ctx, log, f)
+}
+
+func (f flags) logger() (*slog.Logger, error) {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(f.logLevel)); err != nil {
+		return nil, fmt.Errorf("--log-level: %w", err)
+	}
+	return slog.New(slog.NewTextHandler(os.Stdout, &slog.HandlerOptions{Level: level})), nil
+}
+
+// config is what both kinds of agents have in common.
+func (f flags) config(log *slog.Logger, host *redirect.Host) cni.Config {
+	return cni.Config{
+		Exempt:    host.Exempt,
+		Scope:     cni.Scope{SystemNamespace: f.systemNamespace, ExcludedNamespaces: f.excluded},
+		RunDir:    f.runDir,
+		ZDSSocket: f.zdsSocket,
+		Log:       log,
+	}
+}
+
+func runDirectory(ctx context.Context, log *slog.Logger, f flags) error {
+	cfg := f.config(log, &redirect.Host{Prober: kubeletUID})
 	dir := cni.NewDir(log, f.node, f.configDir, f.stateDir)
-	agent := cni.New(cni.Config{
-		Source:       dir,
-		Annotate:     dir.Annotate,
-		Scope:        cni.Scope{SystemNamespace: f.systemNamespace, ExcludedNamespaces: f.excluded},
-		RunDir:       f.runDir,
-		ZDSSocket:    f.zdsSocket,
-		ProbeSources: probes,
-		Log:          log,
+	cfg.Source, cfg.Annotate = dir, dir.Annotate
+	agent := cni.New(cfg)
+	return serveAll(ctx, f, agent, agent.Run)
+}
+
+func runCluster(ctx context.Context, log *slog.Logger, f flags) error {
+	klog.SetSlogLogger(log) // client-go's
+	api, err := cni.KubeConfig(f.kubeconfig)
+	if err != nil {
+		return fmt.Errorf("no way to the API server: %w", err)
+	}
+	source, err := cni.NewKubernetes(log, f.node, api)
+	if err != nil {
+		return err
+	}
+	host := &redirect.Host{Prober: kubeletUID}
+	cfg := f.config(log, host)
+	cfg.Source, cfg.Annotate = source, source.Annotate
+	cfg.Find, cfg.ProcDir = f.finder(log).Find, f.procDir
+	var plugin *installer.Installer
+	cfg.Installed = func() bool { return plugin.Installed() }
+	agent := cni.New(cfg)
+	plugin = f.installer(log, agent.Installing())
+	node := cni.Cluster{
+		Agent: agent, Installer: plugin, Host: host, Log: log,
+		Wanted: func(ctx context.Context) (bool, error) {
+			return source.DaemonSet(ctx, f.systemNamespace, f.daemonSet)
+		},
+	}
+	return serveAll(ctx, f, agent, node.Run)
+}
+
+func (f flags) finder(log *slog.Logger) cni.Finder {
+	return cni.Finder{ProcDir: f.procDir, NetNSDir: f.netNSDir, Log: log}
+}
+
+func (f flags) installer(log *slog.Logger, result func(bool)) *installer.Installer {
+	return installer.New(installer.Config{
+		BinDir: f.binDir, ConfDir: f.confDir, Log: log, Result: result,
+		Entry: installer.Entry{RunDir: f.runDir, Excluded: f.excluded},
 	})
-	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return agent.Run(ctx) })
-	serve(ctx, group, f.healthAddress, agent.Health())
-	serve(ctx, group, f.metricsAddress, agent.Metrics())
+}
+
+func uninstall(ctx context.Context, f flags) error {
+	log, err := f.logger()
+	if err != nil {
+		return err
+	}
+	return errors.Join(
+		f.installer(log, nil).Uninstall(),
+		cni.Purge(ctx, log, f.runDir, f.zdsSocket, f.procDir, f.finder(log).Find),
+		(&redirect.Host{}).Remove(),
+	)
+}
+
+// serveAll runs the agent and its HTTP servers, which end after it.
+func serveAll(ctx context.Context, f flags, agent *cni.Agent, run func(context.Context) error) error {
+	group, inner := errgroup.WithContext(context.WithoutCancel(ctx))
+	serving, stop := context.WithCancel(inner)
+	group.Go(func() error {
+		defer stop()
+		both, cancel := context.WithCancel(ctx)
+		defer cancel()
+		defer context.AfterFunc(inner, cancel)()
+		return run(both)
+	})
+	serve(serving, group, f.healthAddress, agent.Health())
+	serve(serving, group, f.metricsAddress, agent.Metrics())
 	return group.Wait()
 }
 

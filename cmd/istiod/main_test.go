@@ -7,13 +7,19 @@ import (
 
 func TestFlagsThatNeedEachOther(t *testing.T) {
 	tests := []struct{ name, args, want string }{
-		{"nothing", "", "--config-dir is required"},
+		{"nothing, outside of a cluster", "", "give --kubeconfig, or --config-dir"},
+		{"two sources", "--config-dir=c --kubeconfig=k", "two sources"},
+		{"no such kubeconfig", "--kubeconfig=/nowhere/config", "/nowhere/config"},
+		{"keys and a cluster", "--kubeconfig=k --jwks-file=f", "--jwks-file and --jwt-issuer need --config-dir"},
+		{"issuer and a cluster", "--kubeconfig=k --jwt-issuer=i", "--jwks-file and --jwt-issuer need --config-dir"},
+		{"state and a cluster", "--kubeconfig=k --state-dir=s", "--state-dir needs --config-dir"},
 		{"no state", "--config-dir=c", "--config-dir needs --state-dir"},
 		{"no keys", "--config-dir=c --state-dir=s", "needs --jwks-file"},
 		{"no issuer", "--config-dir=c --state-dir=s --jwks-file=f", "needs --jwt-issuer and --jwt-audience"},
 		{"no audience", "--config-dir=c --state-dir=s --jwks-file=f --jwt-issuer=i --jwt-audience=", "needs --jwt-issuer and --jwt-audience"},
 		{"unknown level", "--log-level=loud", "log-level"},
 	}
+	t.Setenv("KUBERNETES_SERVICE_HOST", "") // the test itself may run in a pod
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			cmd := command()

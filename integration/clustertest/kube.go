@@ -97,11 +97,10 @@ func (t *test) get(ctx context.Context, into any, args ...string) error {
 // pod is what the checks read of a pod.
 type pod struct {
 	Metadata struct {
-		Name        string
-		Namespace   string
-		UID         string
-		Labels      map[string]string
-		Annotations map[string]string
+		Name              string
+		UID               string
+		DeletionTimestamp string
+		Annotations       map[string]string
 	}
 	Spec   struct{ NodeName string }
 	Status struct {
@@ -134,6 +133,19 @@ func (t *test) pods(ctx context.Context, namespace, selector string) ([]pod, err
 	var list struct{ Items []pod }
 	err := t.get(ctx, &list, "pods", "-n", namespace, "-l", selector)
 	return list.Items, err
+}
+
+// settled waits until no pod of a namespace is on its way out.
+func (t *test) settled(ctx context.Context, namespace string) error {
+	return await(ctx, "pods that were replaced are gone", func(ctx context.Context) error {
+		pods, err := t.pods(ctx, namespace, "")
+		for _, p := range pods {
+			if p.Metadata.DeletionTimestamp != "" {
+				err = errors.Join(err, errors.New(p.Metadata.Name+" is still there"))
+			}
+		}
+		return err
+	})
 }
 
 // rolledOut waits until the deployments of a namespace are available.

@@ -164,6 +164,8 @@ func fileLines(dir string) ([]string, error) {
 			return nil
 		case err != nil:
 			return err
+		case entry.IsDir():
+			return nil // Kubernetes leaves the directories of hostPath volumes
 		case !entry.Type().IsRegular():
 			lines = append(lines, "file "+path+" "+entry.Type().String())
 			return nil
@@ -241,6 +243,18 @@ func difference(before, after []string) []string {
 		}
 	}
 	return out
+}
+
+// size is how many lines there are to compare.
+func (s state) size() int {
+	n := len(s.api)
+	for _, node := range s.nodes {
+		n += len(node.Lines)
+		for _, lines := range node.Pods {
+			n += len(lines)
+		}
+	}
+	return n
 }
 
 // changes says what differs between two states of everything.

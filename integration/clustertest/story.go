@@ -302,6 +302,9 @@ func (t *test) restart(ctx context.Context) error {
 			return t.Check(false, "new pods get ready: the kubelet's probes pass", err.Error())
 		}
 	}
+	if err := t.settled(ctx, "bookinfo"); err != nil {
+		return err
+	}
 	pods, err := t.pods(ctx, "bookinfo", "app in (details,ratings,reviews,productpage)")
 	if err != nil {
 		return err
@@ -431,13 +434,12 @@ func (t *test) release(ctx context.Context) error {
 	if err := t.Check(len(l.failed) == 0, "no request failed", fmt.Sprintf("%d requests; failed: %v", l.total, l.failed)); err != nil {
 		return err
 	}
-	var left []string
 	err = await(ctx, "the pods' namespaces are as they were", func(ctx context.Context) error {
 		now, err := t.nodeStates(ctx)
 		if err != nil {
 			return err
 		}
-		left = nil
+		var left []string
 		for node, before := range t.unmeshed {
 			left = append(left, podChanges(before, now[node])...)
 		}
@@ -469,9 +471,13 @@ func (t *test) uninstall(ctx context.Context) error {
 			return err
 		}
 		if left = t.before.changes(after); len(left) > 0 {
-			return fmt.Errorf("differs: %s", strings.Join(left, "\n"))
+			return errors.New("something differs")
 		}
 		return nil
 	})
-	return t.Check(err == nil, "nodes and API server are as they were before the installation", text(err))
+	seen := fmt.Sprintf("%d lines of state on %d nodes and in the API server", t.before.size(), len(t.nodes))
+	if err != nil {
+		seen = err.Error() + "\n" + strings.Join(left, "\n")
+	}
+	return t.Check(err == nil, "nodes and API server are as they were before the installation", seen)
 }

@@ -224,7 +224,7 @@ func (c *cluster) environment(p *pod, container corev1.Container) *environment {
 	e.set("HOME", "/")
 	e.set("HOSTNAME", p.hostName())
 	if p.namespace == systemNamespace {
-		for name, value := range c.placeholders(p.node) {
+		for name, value := range c.placeholders() {
 			e.set(name, value)
 			e.hidden[name] = true
 		}
@@ -241,14 +241,12 @@ func (c *cluster) environment(p *pod, container corev1.Container) *environment {
 }
 
 // placeholders are what the mesh's own manifests may refer to.
-func (c *cluster) placeholders(n *node) map[string]string {
+func (c *cluster) placeholders() map[string]string {
 	return map[string]string{
 		"AMBIT_CONFIG_DIR": c.options.ConfigDir,
 		"AMBIT_STATE_DIR":  c.options.StateDir,
 		"AMBIT_JWKS_FILE":  jwksFile(c.options.StateDir),
 		"AMBIT_JWT_ISSUER": Issuer,
-		// Where the kubelet's probes of the node's pods come from.
-		"AMBIT_POD_GATEWAY": n.gateway.String(),
 	}
 }
 

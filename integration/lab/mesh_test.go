@@ -31,7 +31,7 @@ func TestMeshManifests(t *testing.T) {
 			t.Errorf("node %s's own directory: %q, want %q", node, out, want)
 		}
 	}
-	if out, _ := b.exec("node/n1", "cat", "/run/ambit-cni/agent"); !strings.Contains(out, "--probe-source=10.244.1.1") || strings.Contains(out, "$(") {
+	if out, _ := b.exec("node/n1", "cat", "/run/ambit-cni/agent"); !strings.Contains(out, "--state-dir=/") || strings.Contains(out, "$(") {
 		t.Errorf("arguments of ambit-cni: %q", out)
 	}
 	out, _ := b.exec("node/n1", "cat", "/run/ambit-cni/ADD-"+client.UID)

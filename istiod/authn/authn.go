@@ -69,6 +69,7 @@ const (
 	ReasonIssuer      Reason = "token-issuer"
 	ReasonAudience    Reason = "token-audience"
 	ReasonSubject     Reason = "token-subject"
+	ReasonReview      Reason = "token-review" // the API server says no
 	ReasonUnavailable Reason = "token-unverifiable"
 )
 

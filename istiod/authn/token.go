@@ -181,9 +181,8 @@ func (c claims) check(cfg JWKSConfig, now time.Time) error {
 
 // caller reads the subject and compares it with what Kubernetes says beside it.
 func (c claims) caller() (Caller, error) {
-	rest, ok := strings.CutPrefix(c.Subject, subjectPrefix)
-	namespace, account, split := strings.Cut(rest, ":")
-	if !ok || !split || namespace == "" || account == "" || strings.Contains(account, ":") {
+	namespace, account, ok := serviceAccount(c.Subject)
+	if !ok {
 		return Caller{}, &Error{ReasonSubject, fmt.Errorf("subject %q is not a service account", clip(c.Subject))}
 	}
 	k8s := c.Kubernetes
@@ -199,4 +198,12 @@ func (c claims) caller() (Caller, error) {
 		Pod:  Pod{Name: k8s.Pod.Name, UID: k8s.Pod.UID},
 		Node: k8s.Node.Name,
 	}, nil
+}
+
+// serviceAccount splits the name that Kubernetes gives the user behind a service
+// account.
+func serviceAccount(user string) (namespace, account string, ok bool) {
+	rest, ours := strings.CutPrefix(user, subjectPrefix)
+	namespace, account, split := strings.Cut(rest, ":")
+	return namespace, account, ours && split && namespace != "" && account != "" && !strings.Contains(account, ":")
 }

@@ -35,7 +35,7 @@ func reasons() []Reason {
 	return []Reason{
 		Reason(authn.ReasonMissing), Reason(authn.ReasonMalformed), Reason(authn.ReasonAlgorithm), Reason(authn.ReasonUnknownKey),
 		Reason(authn.ReasonSignature), Reason(authn.ReasonExpired), Reason(authn.ReasonNotYetValid), Reason(authn.ReasonIssuer),
-		Reason(authn.ReasonAudience), Reason(authn.ReasonSubject), reasonTokenUnknowable,
+		Reason(authn.ReasonAudience), Reason(authn.ReasonSubject), Reason(authn.ReasonReview), reasonTokenUnknowable,
 		ReasonUnbound, ReasonPodGone, ReasonPodEnded, ReasonPodAccount, ReasonPodNode, ReasonIdentity, ReasonTrustDomain,
 		ReasonNotTrusted, ReasonNotOnNode, ReasonCertSigner, ReasonCSR, ReasonCSRKey, ReasonCSRSignature, ReasonTTL, ReasonAuthority,
 	}

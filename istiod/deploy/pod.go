@@ -27,13 +27,13 @@ const (
 func (w waypoint) deployment() *appsv1.Deployment {
 	one := intstr.FromInt32(1)
 	none := intstr.FromInt32(0)
-	replicas := int32(1)
 	return &appsv1.Deployment{
 		APIVersion: "apps/v1",
 		Kind:       "Deployment",
 		ObjectMeta: w.meta(w.name),
 		Spec: appsv1.DeploymentSpec{
-			Replicas: &replicas,
+			// No replicas: they are one until somebody scales the waypoint, and
+			// then theirs to say.
 			Selector: &metav1.LabelSelector{MatchLabels: w.selector()},
 			// A new pod is ready before an old one goes: no request without waypoint.
 			Strategy: appsv1.DeploymentStrategy{

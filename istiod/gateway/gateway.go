@@ -176,12 +176,15 @@ func ClassStatus(c *gatewayv1.GatewayClass) (gatewayv1.GatewayClassStatus, bool)
 		if !known(k) {
 			continue
 		}
+		out := gatewayv1.GatewayClassStatus{}
 		if k.supported {
 			conditions.add(kind, true, string(gatewayv1.GatewayClassReasonAccepted), "Handled by Istio controller")
+			out.SupportedFeatures = meshFeatures()
 		} else {
 			conditions.add(kind, false, string(gatewayv1.GatewayClassReasonUnsupported), "gateways of this controller are not supported yet")
 		}
-		return gatewayv1.GatewayClassStatus{Conditions: conditions.list}, true
+		out.Conditions = conditions.list
+		return out, true
 	}
 	return gatewayv1.GatewayClassStatus{}, false
 }

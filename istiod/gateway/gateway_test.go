@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -228,4 +229,12 @@ func FuzzStatus(f *testing.F) {
 			HTTPRouteStatus(&route, none.routeInputs())
 		}
 	})
+}
+
+// TestFeaturesAreSorted: the API wants them in the order of their names, each
+// once.
+func TestFeaturesAreSorted(t *testing.T) {
+	if !slices.IsSorted(supported) || len(slices.Compact(slices.Clone(supported))) != len(supported) {
+		t.Errorf("features %q are not sorted, or not distinct", supported)
+	}
 }

@@ -94,9 +94,15 @@ func (in RouteInputs) parent(route *gatewayv1.HTTPRoute, ref gatewayv1.ParentRef
 	if waypoint != nil && waypoint.Class != mesh.WaypointGatewayClass {
 		return nil
 	}
+	if waypoint != nil && route.Namespace != name.Namespace && route.Namespace != waypoint.Name.Namespace {
+		conditions.add(string(gatewayv1.RouteConditionAccepted), false, string(gatewayv1.RouteReasonUnsupportedValue),
+			"waypoint "+waypoint.Name.String()+" serves callers of all namespaces: routes for those of "+route.Namespace+" alone are not supported yet")
+		in.resolvedRefs(&conditions, route)
+		return conditions.list
+	}
 	conditions.add(string(gatewayv1.RouteConditionAccepted), true, string(gatewayv1.RouteReasonAccepted), "Route was valid")
 	in.resolvedRefs(&conditions, route)
-	message := "service " + name.String() + " has no waypoint: the route has no effect until the label " + mesh.LabelUseWaypoint + " names one"
+	message := "service " + name.String() + " has no waypoint: the route has no effect until the label " + mesh.LabelUseWaypoint + " names one that is ready"
 	if waypoint != nil {
 		message = "Route is served by waypoint " + waypoint.Name.String()
 	}

@@ -5,11 +5,9 @@ import (
 	"errors"
 	"log/slog"
 
-	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/ambit-mesh/ambit/apis/manifest"
-	"github.com/ambit-mesh/ambit/install/crds"
 	"github.com/ambit-mesh/ambit/istiod/collection"
 )
 
@@ -32,31 +30,20 @@ type DirConfig struct {
 
 // Dir is the source that reads directories of manifests.
 type Dir struct {
-	cfg     DirConfig
-	kinds   map[groupKind]kind
-	schemas *schemas
+	intake
+	cfg DirConfig
 
-	taken  map[manifest.Key]bool // in a collection
-	bad    map[manifest.Key]bool // their newest version is refused
-	unread map[manifest.Key]bool // of a kind that is not read
-	warned map[manifest.Key]bool // a part of them has no effect
-	broken map[string]bool       // files
-
+	broken   map[string]bool           // files
 	restored map[string][]manifest.Key // by the broken file that held them before a restart
 }
 
 // NewDir returns a Dir that has read nothing yet.
 func NewDir(cfg DirConfig) (*Dir, error) {
-	s, err := newSchemas(crds.Istio)
+	known, err := newIntake(cfg.Objects)
 	if err != nil {
 		return nil, err
 	}
-	return &Dir{
-		cfg: cfg, kinds: kinds(cfg.Objects), schemas: s,
-		taken: map[manifest.Key]bool{}, bad: map[manifest.Key]bool{},
-		unread: map[manifest.Key]bool{}, warned: map[manifest.Key]bool{}, broken: map[string]bool{},
-		restored: map[string][]manifest.Key{},
-	}, nil
+	return &Dir{intake: known, cfg: cfg, broken: map[string]bool{}, restored: map[string][]manifest.Key{}}, nil
 }
 
 // Run follows the directories until ctx is done.
@@ -144,7 +131,7 @@ func (d *Dir) set(ctx context.Context, o manifest.Object, report *Report) func(t
 		return nil
 	}
 	d.unwarn(o.Key, report)
-	d.warn(typed, o, report)
+	d.warn(typed, nil, Invalid{Key: o.Key, File: o.File, Line: o.Line, Generation: generationOf(typed)}, report)
 	d.mend(o.Key, report)
 	d.taken[o.Key] = true
 	d.keep(o)
@@ -188,45 +175,12 @@ func (d *Dir) decode(ctx context.Context, o manifest.Object, group groupKind, k 
 	}
 	meta, ok := out.(metav1.Object)
 	if !ok {
-		return nil, errors.New("object has no metadata")
+		return nil, errNoMetadata
 	}
 	if err := checkMeta(meta, k.namespaced); err != nil {
 		return nil, err
 	}
-	if err := checkCore(out); err != nil {
-		return nil, err
-	}
-	if config, ok := out.(*corev1.ConfigMap); ok && keyOf(config) == MeshConfigKey {
-		if _, _, err := ParseMeshConfig(config); err != nil {
-			return nil, err
-		}
-	}
-	return out, nil
-}
-
-// warn reports the parts of an accepted object that nobody reads.
-func (d *Dir) warn(typed any, o manifest.Object, report *Report) {
-	config, ok := typed.(*corev1.ConfigMap)
-	if !ok || keyOf(config) != MeshConfigKey {
-		return
-	}
-	_, unread, err := ParseMeshConfig(config)
-	if err != nil {
-		return // decode has seen this
-	}
-	for _, name := range unread {
-		d.warned[o.Key] = true
-		report.Warnings = append(report.Warnings, Invalid{
-			Key: o.Key, File: o.File, Line: o.Line, Field: "data.mesh." + name, Reason: "key is not read and has no effect",
-		})
-	}
-}
-
-func (d *Dir) unwarn(key manifest.Key, report *Report) {
-	if d.warned[key] {
-		delete(d.warned, key)
-		report.Unwarned = append(report.Unwarned, key)
-	}
+	return out, checkTyped(out)
 }
 
 // remove returns how to take an object out, or nil when it is not in.
@@ -251,11 +205,4 @@ func (d *Dir) remove(key manifest.Key, report *Report) func(tx *collection.Tx) {
 	}
 	delete(d.taken, key)
 	return func(tx *collection.Tx) { k.remove(tx, objectKey(key.Namespace, key.Name)) }
-}
-
-func (d *Dir) mend(key manifest.Key, report *Report) {
-	if d.bad[key] {
-		delete(d.bad, key)
-		report.Valid = append(report.Valid, key)
-	}
 }

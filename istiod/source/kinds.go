@@ -7,6 +7,8 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
@@ -17,8 +19,22 @@ import (
 	"github.com/ambit-mesh/ambit/istiod/collection"
 )
 
+// Groups of the kinds that are read.
+const (
+	groupNetworking = "networking.istio.io"
+	groupSecurity   = "security.istio.io"
+)
+
 // groupKind is a kind whatever its version.
 type groupKind struct{ group, kind string }
+
+// String returns the form "Kind.group".
+func (g groupKind) String() string {
+	if g.group == "" {
+		return g.kind
+	}
+	return g.kind + "." + g.group
+}
 
 // kind says how objects of one kind are read.
 type kind struct {
@@ -26,8 +42,13 @@ type kind struct {
 	// others are converted to, by name alone: their fields are the same.
 	versions   []string
 	namespaced bool
-	// decode returns the typed object; set and remove change its collection.
+	// decode returns the typed object, strictly; served does so with one from an
+	// API server, and what its type does not know.
 	decode func(manifest.Object) (any, error)
+	served func(*unstructured.Unstructured) (o any, unknown []string, err error)
+	// same reports whether an equal object is in the collection; set and remove
+	// change it.
+	same   func(key string, o any) bool
 	set    func(tx *collection.Tx, o any)
 	remove func(tx *collection.Tx, key string)
 }
@@ -47,6 +68,15 @@ func typed[T any, P interface {
 			}
 			return into, nil
 		},
+		served: func(body *unstructured.Unstructured) (any, []string, error) {
+			into := P(new(T))
+			unknown, err := decodeServed(body, into)
+			return into, unknown, err
+		},
+		same: func(key string, o any) bool {
+			there, ok := in.Get(key)
+			return ok && equality.Semantic.DeepEqual(there, o)
+		},
 		set: func(tx *collection.Tx, o any) {
 			if typed, ok := o.(P); ok {
 				in.Set(tx, typed)
@@ -58,7 +88,7 @@ func typed[T any, P interface {
 
 // kinds is every kind that is read.
 func kinds(o *Objects) map[groupKind]kind {
-	const gateway, networking, security = gatewayv1.GroupName, "networking.istio.io", "security.istio.io"
+	const gateway, networking, security = gatewayv1.GroupName, groupNetworking, groupSecurity
 	return map[groupKind]kind{
 		{"", "Namespace"}:                        typed[corev1.Namespace](o.Namespaces, false, "v1"),
 		{"", "Node"}:                             typed[corev1.Node](o.Nodes, false, "v1"),

@@ -5,8 +5,12 @@ import (
 	"log/slog"
 	"testing"
 
+	securityv1 "istio.io/client-go/pkg/apis/security/v1"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/util/json"
 
+	"github.com/ambit-mesh/ambit/apis/manifest"
 	"github.com/ambit-mesh/ambit/apis/mesh"
 )
 
@@ -40,4 +44,19 @@ func runInBackground(t *testing.T, cfg DirConfig) {
 			t.Errorf("run: %v", err)
 		}
 	})
+}
+
+// Short names for types of tests.
+type (
+	authorizationPolicy = securityv1.AuthorizationPolicy
+	manifestKey         = manifest.Key
+)
+
+// anyObject parses JSON as an API server's answer is.
+func anyObject(data []byte) (*unstructured.Unstructured, bool) {
+	var body map[string]any
+	if json.Unmarshal(data, &body) != nil || body == nil {
+		return nil, false
+	}
+	return &unstructured.Unstructured{Object: body}, true
 }

@@ -146,16 +146,23 @@ func (s *schemas) compile(key schemaKey) (*compiledSchema, error) {
 }
 
 // check sets the defaults in body, which it changes, and returns what is wrong
-// with it. A kind without a schema is not checked.
+// with it: an unknown field is. A kind without a schema is not checked.
 func (s *schemas) check(ctx context.Context, kind groupKind, version string, body map[string]any) error {
-	schema, err := s.compile(schemaKey{kind, version})
-	if err != nil || schema == nil {
-		return err
-	}
-	unknown := pruning.PruneWithOptions(body, schema.structural, true, structuralschema.UnknownFieldPathOptions{TrackUnknownFieldPaths: true})
+	unknown, err := s.admit(ctx, kind, version, body)
 	if len(unknown) > 0 {
 		return &fieldError{field: strings.Join(unknown, ", "), reason: "unknown field"}
 	}
+	return err
+}
+
+// admit does as check does, but takes unknown fields out of body and returns
+// their paths.
+func (s *schemas) admit(ctx context.Context, kind groupKind, version string, body map[string]any) (unknown []string, err error) {
+	schema, err := s.compile(schemaKey{kind, version})
+	if err != nil || schema == nil {
+		return nil, err
+	}
+	unknown = pruning.PruneWithOptions(body, schema.structural, true, structuralschema.UnknownFieldPathOptions{TrackUnknownFieldPaths: true})
 	defaulting.PruneNonNullableNullsWithoutDefaults(body, schema.structural)
 	defaulting.Default(body, schema.structural)
 	problems := validation.ValidateCustomResource(nil, body, schema.values)
@@ -163,7 +170,7 @@ func (s *schemas) check(ctx context.Context, kind groupKind, version string, bod
 	if len(problems) == 0 && schema.rules != nil {
 		problems, _ = schema.rules.Validate(ctx, nil, schema.structural, body, nil, objectCost)
 	}
-	return firstProblem(problems)
+	return unknown, firstProblem(problems)
 }
 
 // firstProblem names one field, and what is wrong with the others after it.

@@ -3,8 +3,8 @@
 // same code wherever the objects come from. It translates nothing.
 //
 // Objects holds one input collection per kind that istiod reads. A Source
-// feeds it: Dir reads directories of manifests (DESIGN.md §4); a Kubernetes
-// source is to come (issue 3). What cannot be taken is not an error but a
+// feeds it: Dir reads directories of manifests, Kubernetes watches an API server
+// (DESIGN.md §4). What cannot be taken is not an error but a
 // Report, for the log and for the object's status: the last good version of the
 // object stays, and no other object is affected.
 //
@@ -85,6 +85,33 @@ func NewObjects(g *collection.Graph) *Objects {
 	}
 }
 
+// OnChange has f called, without waiting and inside the batch, with the key of
+// every object that has come or changed, of the kinds that get a status. It must
+// be called before the first batch.
+func (o *Objects) OnChange(f func(key manifest.Key)) {
+	onChange(o.Services, "", "Service", f)
+	onChange(o.GatewayClasses, gatewayv1.GroupName, "GatewayClass", f)
+	onChange(o.Gateways, gatewayv1.GroupName, "Gateway", f)
+	onChange(o.HTTPRoutes, gatewayv1.GroupName, "HTTPRoute", f)
+	onChange(o.VirtualServices, groupNetworking, "VirtualService", f)
+	onChange(o.DestinationRules, groupNetworking, "DestinationRule", f)
+	onChange(o.ServiceEntries, groupNetworking, "ServiceEntry", f)
+	onChange(o.WorkloadEntries, groupNetworking, "WorkloadEntry", f)
+	onChange(o.PeerAuthentications, groupSecurity, "PeerAuthentication", f)
+	onChange(o.AuthorizationPolicies, groupSecurity, "AuthorizationPolicy", f)
+}
+
+func onChange[T object](in *collection.Input[T], group, kind string, f func(key manifest.Key)) {
+	collection.Sink(in, func(events []collection.Event[T]) {
+		for _, event := range events {
+			if event.New != nil {
+				o := *event.New
+				f(manifest.Key{Group: group, Kind: kind, Namespace: o.GetNamespace(), Name: o.GetName()})
+			}
+		}
+	})
+}
+
 // object is a pointer to a typed Kubernetes object.
 type object interface {
 	comparable
@@ -107,11 +134,13 @@ func objectKey(namespace, name string) string {
 
 // Invalid says why an object, or a part of it, is not taken.
 type Invalid struct {
-	Key    manifest.Key
-	File   string // "" when the object comes from no file
-	Line   int
-	Field  string // path, "" for the object as a whole
-	Reason string
+	Key  manifest.Key
+	File string // "" when the object comes from no file
+	Line int
+	// Generation is of the object that is meant; 0 in files.
+	Generation int64
+	Field      string // path, "" for the object as a whole
+	Reason     string
 }
 
 // FileError says why a file is not taken.

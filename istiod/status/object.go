@@ -26,20 +26,24 @@ type body struct {
 	Parents    []gatewayv1.RouteParentStatus    `json:"parents,omitempty"`
 	Listeners  []gatewayv1.ListenerStatus       `json:"listeners,omitempty"`
 	Addresses  []gatewayv1.GatewayStatusAddress `json:"addresses,omitempty"`
+
+	SupportedFeatures []gatewayv1.SupportedFeature `json:"supportedFeatures,omitempty"`
+
+	gateway bool // of a Gateway or GatewayClass
 }
 
 // object returns what is to be stored. A condition whose status is that of the
 // old object keeps its time.
-func (w wanted) object(key manifest.Key, old *unstructured.Unstructured, now time.Time) (*unstructured.Unstructured, error) {
+func (w Wanted) object(key manifest.Key, old *unstructured.Unstructured, now time.Time) (*unstructured.Unstructured, error) {
 	o := &unstructured.Unstructured{Object: map[string]any{}}
 	o.SetKind(key.Kind)
 	o.SetName(key.Name)
 	if key.Namespace != "" {
 		o.SetNamespace(key.Namespace)
 	}
-	if w.file != nil {
+	if w.File != nil {
 		o.SetAPIVersion(key.Group + "/" + versionFile)
-		o.Object["file"], o.Object["error"] = w.file.file, w.file.message
+		o.Object["file"], o.Object["error"] = w.File.File, w.File.Message
 		return o, nil
 	}
 	version := versionStable
@@ -49,12 +53,8 @@ func (w wanted) object(key manifest.Key, old *unstructured.Unstructured, now tim
 	o.SetAPIVersion(version)
 	merged := w.merge()
 	merged.keepTimes(decode(old), metav1.NewTime(now.Truncate(time.Second)))
-	data, err := json.Marshal(merged)
+	status, err := merged.unstructured()
 	if err != nil {
-		return nil, err
-	}
-	var status map[string]any
-	if err := json.Unmarshal(data, &status); err != nil {
 		return nil, err
 	}
 	o.Object["status"] = status
@@ -72,7 +72,9 @@ func decode(o *unstructured.Unstructured) body {
 	if o == nil {
 		return out
 	}
-	data, err := json.Marshal(o.Object["status"])
+	status, _ := o.Object["status"].(map[string]any)
+	normal(status)
+	data, err := json.Marshal(status)
 	if err != nil || json.Unmarshal(data, &out) != nil {
 		return body{}
 	}
@@ -81,10 +83,10 @@ func decode(o *unstructured.Unstructured) body {
 
 // merge joins what the writers say, in order of their names. Two writers do not
 // share a type of condition; if they do, the first counts.
-func (w wanted) merge() body {
+func (w Wanted) merge() body {
 	var out body
-	for _, name := range slices.Sorted(maps.Keys(w.writers)) {
-		s := w.writers[name]
+	for _, name := range slices.Sorted(maps.Keys(w.Writers)) {
+		s := w.Writers[name]
 		for _, c := range s.Conditions {
 			if meta.FindStatusCondition(out.Conditions, c.Type) == nil {
 				out.Conditions = append(out.Conditions, c)
@@ -99,6 +101,7 @@ func (w wanted) merge() body {
 			out.Listeners = append(out.Listeners, l)
 		}
 		out.Addresses = append(out.Addresses, s.Addresses...)
+		out.SupportedFeatures = append(out.SupportedFeatures, s.SupportedFeatures...)
 		out.observe(s.Generation)
 	}
 	return out

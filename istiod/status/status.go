@@ -59,10 +59,12 @@ type Status struct {
 	Parents    []gatewayv1.RouteParentStatus    // of a route
 	Listeners  []gatewayv1.ListenerStatus       // of a Gateway
 	Addresses  []gatewayv1.GatewayStatusAddress // of a Gateway
+
+	SupportedFeatures []gatewayv1.SupportedFeature // of a GatewayClass
 }
 
 func (s Status) empty() bool {
-	return len(s.Conditions)+len(s.Parents)+len(s.Listeners)+len(s.Addresses) == 0
+	return len(s.Conditions)+len(s.Parents)+len(s.Listeners)+len(s.Addresses)+len(s.SupportedFeatures) == 0
 }
 
 // longestName keeps the name of a status file below what file systems take.
@@ -121,4 +123,9 @@ func WaypointBound(generation int64, binding model.Binding) Status {
 // Gateway returns the status of a Gateway.
 func Gateway(generation int64, s gatewayv1.GatewayStatus) Status {
 	return Status{Generation: generation, Conditions: s.Conditions, Listeners: s.Listeners, Addresses: s.Addresses}
+}
+
+// GatewayClass returns the status of a GatewayClass.
+func GatewayClass(generation int64, s gatewayv1.GatewayClassStatus) Status {
+	return Status{Generation: generation, Conditions: s.Conditions, SupportedFeatures: s.SupportedFeatures}
 }

@@ -91,7 +91,7 @@ func (m *memory) text(t *testing.T, key manifest.Key) string {
 func run(t *testing.T, store *memory, f func(w *Writer)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		w := NewWriter(Config{Store: store, Log: slog.New(slog.DiscardHandler)})
+		w := NewWriter(Config{Store: Files(store), Log: slog.New(slog.DiscardHandler)})
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		go func() { done <- w.Run(ctx) }()
@@ -199,7 +199,7 @@ func TestWriterNeverWaitsForTheStore(t *testing.T) {
 			w.Set(WriterService, reviews, bound(i%2 == 0))
 		}
 		w.mu.Lock()
-		waiting := len(w.early)
+		waiting := 0
 		if w.queue != nil {
 			waiting = w.queue.Len()
 		}
@@ -258,7 +258,7 @@ func TestWriterSweepsAfterRestart(t *testing.T) {
 	gone.Name = "gone"
 	start := func(f func(w *Writer)) {
 		synctest.Test(t, func(t *testing.T) {
-			w := NewWriter(Config{Store: store, Log: slog.New(slog.DiscardHandler)})
+			w := NewWriter(Config{Store: Files(store), Log: slog.New(slog.DiscardHandler)})
 			ctx, cancel := context.WithCancel(t.Context())
 			done := make(chan error, 1)
 			go func() { done <- w.Run(ctx) }()

@@ -25,18 +25,24 @@ import (
 	"time"
 
 	"github.com/ambit-mesh/ambit/ztunnel/netns"
-	"github.com/ambit-mesh/ambit/ztunnel/redirect"
 )
 
 // Config of an Agent.
 type Config struct {
-	Source       Source
-	Annotate     Annotate
-	Scope        Scope
-	RunDir       string       // the plugin's socket and the records of pods
-	ZDSSocket    string       // ztunnels connect here
-	ProbeSources []netip.Addr // see redirect.Options
-	Log          *slog.Logger
+	Source    Source
+	Annotate  Annotate
+	Scope     Scope
+	RunDir    string // the plugin's socket and the records of pods
+	ZDSSocket string // ztunnels connect here
+	// Exempt lets the node's probes of exactly these addresses pass the redirection; nil
+	// when the node does not probe.
+	Exempt func([]netip.Addr) error
+	// Find looks for namespaces that the container runtime did not tell; may be nil.
+	Find    Find
+	ProcDir string // the host's /proc; empty = /proc
+	Log     *slog.Logger
+	// Installed says whether the plugin is; nil when that is not this process's business.
+	Installed func() bool
 	// AddTimeout is how long the plugin's ADD waits for the pod to be known, programmed
 	// and acknowledged; 0 = 5 s.
 	AddTimeout time.Duration
@@ -59,7 +65,9 @@ type Agent struct {
 	mail    chan func() // run by the owner
 	done    chan struct{}
 	synced  chan struct{}  // closed when the source has told all pods
+	serving chan struct{}  // closed when both sockets are there
 	work    sync.WaitGroup // operations on pods
+	upMu    sync.Mutex
 	zdsUp   atomic.Bool
 	plugUp  atomic.Bool
 	ctx     context.Context
@@ -67,6 +75,10 @@ type Agent struct {
 	entries  map[string]*entry // by UID
 	sessions []*session        // oldest first
 	isSynced bool
+	probes   probes
+	search   search
+	leaving  bool          // nothing is wanted any more
+	left     chan struct{} // closed when leaving is done
 }
 
 // New returns an Agent that does nothing yet.
@@ -87,7 +99,10 @@ func New(cfg Config) *Agent {
 		mail:    make(chan func()),
 		done:    make(chan struct{}),
 		synced:  make(chan struct{}),
+		serving: make(chan struct{}),
 		entries: map[string]*entry{},
+		probes:  probes{exempt: cfg.Exempt, pods: map[string][]netip.Addr{}},
+		left:    make(chan struct{}),
 	}
 }
 
@@ -121,6 +136,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	for _, e := range a.entries {
 		e.close()
 	}
+	if a.search.stop != nil {
+		a.search.stop()
+	}
 	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {
 		return err
 	}
@@ -139,11 +157,23 @@ func (a *Agent) own(ctx context.Context) {
 	}
 }
 
-// post sends f to the owner, or drops it when there is none any more.
-func (a *Agent) post(f func()) {
+// post sends f to the owner, or drops it and says so when there is none any more.
+func (a *Agent) post(f func()) bool {
 	select {
 	case a.mail <- f:
+		return true
 	case <-a.done:
+		return false
+	}
+}
+
+// up is called when a socket has come.
+func (a *Agent) up(socket *atomic.Bool) {
+	a.upMu.Lock()
+	defer a.upMu.Unlock()
+	socket.Store(true)
+	if a.zdsUp.Load() && a.plugUp.Load() {
+		close(a.serving)
 	}
 }
 
@@ -157,9 +187,12 @@ func (a *Agent) load() error {
 			continue
 		}
 		e.stage = stageProgrammed // at worst; to be verified
+		if rec.NetNS == "" {
+			continue
+		}
 		if e.ns, err = netns.Open(rec.NetNS); err != nil {
 			a.cfg.Log.Warn("namespace of an enrolled pod is lost", "pod", e.name(), "error", err)
-			err = nil
+			e.record.NetNS, err = "", nil
 		}
 	}
 	return err
@@ -181,11 +214,13 @@ func (a *Agent) updatePods(pods []Pod) {
 		for _, p := range pods {
 			present[p.UID] = true
 			e := a.entry(p.UID)
+			a.suspect(e, p)
 			e.know(p, a.cfg.Scope)
 		}
 		if !a.isSynced {
 			a.isSynced = true
 			close(a.synced)
+			a.adoptExemptions()
 		}
 		for _, e := range a.entries {
 			if e.known && !present[e.uid] {
@@ -194,8 +229,4 @@ func (a *Agent) updatePods(pods []Pod) {
 			a.reconcile(e)
 		}
 	})
-}
-
-func (a *Agent) redirectOptions() redirect.Options {
-	return redirect.Options{ProbeSources: a.cfg.ProbeSources}
 }

@@ -64,7 +64,7 @@ func newBed(t *testing.T) *bed {
 // start runs an agent.
 func (b *bed) start() {
 	b.t.Helper()
-	log := slog.New(slog.NewTextHandler(testWriter{b.t}, nil))
+	log := testLog(b.t)
 	d := NewDir(log, "n1", filepath.Join(b.dir, "config"), filepath.Join(b.dir, "state"))
 	cfg := Config{
 		Source: d, Annotate: d.Annotate,
@@ -93,6 +93,11 @@ func (b *bed) start() {
 
 func (b *bed) runDir() string  { return filepath.Join(b.dir, "run") }
 func (b *bed) zdsPath() string { return filepath.Join(b.dir, "z", "z.sock") }
+
+func testLog(t *testing.T) *slog.Logger {
+	t.Helper()
+	return slog.New(slog.NewTextHandler(testWriter{t}, nil))
+}
 
 type testWriter struct{ t *testing.T }
 

@@ -3,6 +3,7 @@ package cni
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -19,14 +20,18 @@ type entry struct {
 	seen  bool // the source had it, or an earlier agent's record says so
 
 	record   record
-	recorded bool // the container runtime has told its namespace
+	recorded bool // the container runtime has told its namespace, or it was found
+	deleted  bool // the container runtime has taken its namespace away
+	lost     bool // its namespace is to be looked for
+	misses   int  // times that it was looked for in vain
 
 	ns         *netns.NS // open while the pod is enrolled
 	generation int       // of ns: what was begun in another does not count
 	stage      stage
 	verified   bool
-	annotation string // as seen or last written
-	noted      string // what was logged about the pod's labels
+	annotation string       // as seen or last written
+	noted      string       // what was logged about the pod's labels
+	exempted   []netip.Addr // the addresses whose probes pass; nil = none
 
 	busy     bool   // an operation runs
 	err      error  // of the last operation
@@ -63,16 +68,31 @@ func (e *entry) gone() bool {
 	return e.seen || !e.recorded
 }
 
-// facts of the pod, given the ztunnels, the newest last.
-func (e *entry) facts(sessions []*session, scope Scope) facts {
+// reachable says whether the namespace is open or can be opened.
+func (e *entry) reachable() bool { return e.ns != nil || e.recorded && e.record.NetNS != "" }
+
+// addresses of the pod, in order, from whoever knows them.
+func (e *entry) addresses() []netip.Addr {
+	all := slices.Concat(e.record.IPs, e.pod.IPs)
+	slices.SortFunc(all, netip.Addr.Compare)
+	return slices.Compact(all)
+}
+
+// facts of the pod.
+func (a *Agent) facts(e *entry) facts {
 	var s *session
-	if len(sessions) > 0 {
-		s = sessions[len(sessions)-1]
+	if len(a.sessions) > 0 {
+		s = a.sessions[len(a.sessions)-1]
 	}
+	sessions := a.sessions
+	wanted := !a.leaving && e.known && a.cfg.Scope.captures(e.pod).captured
 	return facts{
-		wanted:     e.known && scope.captures(e.pod).captured,
+		wanted:     wanted,
 		gone:       e.gone(),
-		reachable:  e.ns != nil || e.recorded,
+		reachable:  e.reachable(),
+		findable:   a.findable(e, wanted),
+		exposed:    a.cfg.Exempt != nil && !slices.Equal(e.exempted, e.addresses()),
+		exempted:   e.exempted != nil,
 		stage:      e.stage,
 		verified:   e.verified,
 		connected:  s != nil && s.ready,

@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/ambit-mesh/ambit/apis/mesh"
@@ -21,7 +22,6 @@ import (
 const (
 	pathAdd      = "/cmdadd"
 	pathDel      = "/cmddel"
-	pathStatus   = "/readyz"
 	maxEventSize = 1 << 20
 )
 
@@ -40,6 +40,9 @@ func parseEvent(data []byte) (record, error) {
 		return record{}, err
 	}
 	rec := record{UID: ev.PodUID, Name: ev.PodName, Namespace: ev.PodNamespace, NetNS: ev.NetNS, IPs: ev.IPs}
+	if rec.NetNS == "" {
+		return record{}, errors.New("no network namespace")
+	}
 	return rec, rec.validate()
 }
 
@@ -60,7 +63,6 @@ func (a *Agent) serveEvents(ctx context.Context) error {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST "+pathAdd, a.handle(a.add))
 	mux.HandleFunc("POST "+pathDel, a.handle(a.del))
-	mux.Handle("GET "+pathStatus, a.Health())
 	server := &http.Server{
 		Handler:           mux,
 		ReadHeaderTimeout: 5 * time.Second,
@@ -68,7 +70,7 @@ func (a *Agent) serveEvents(ctx context.Context) error {
 	}
 	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
 	defer stop()
-	a.plugUp.Store(true)
+	a.up(&a.plugUp)
 	return server.Serve(ln)
 }
 
@@ -124,6 +126,7 @@ func (a *Agent) add(ctx context.Context, rec record) error {
 
 // remember takes the record and lets result wait for the pod.
 func (a *Agent) remember(rec record, result chan error) {
+	rec.NetNS = a.hostPath(rec.NetNS)
 	ns, err := netns.Open(rec.NetNS)
 	if err == nil {
 		defer func() { _ = ns.Close() }()
@@ -143,7 +146,7 @@ func (a *Agent) remember(rec record, result chan error) {
 		result <- fmt.Errorf("pod record: %w", err)
 		return
 	}
-	e.record, e.recorded = rec, true
+	e.record, e.recorded, e.deleted, e.lost = rec, true, false, false
 	e.stopTimer()
 	e.failures, e.err = 0, nil
 	if e.waiters == nil {
@@ -160,6 +163,27 @@ func (a *Agent) abandon(e *entry) {
 	}
 	e.close()
 	e.stage, e.verified = stageNone, false
+}
+
+// hostPath is where a path that the container runtime sees is for the agent.
+func (a *Agent) hostPath(path string) string {
+	if rest, ok := strings.CutPrefix(path, "/proc/"); ok && a.cfg.ProcDir != "" {
+		return filepath.Join(a.cfg.ProcDir, rest)
+	}
+	return path
+}
+
+// isIn says whether the path names the pod's namespace.
+func (e *entry) isIn(path string) bool {
+	if e.record.NetNS == path {
+		return true
+	}
+	ns, err := netns.Open(path)
+	if err != nil {
+		return false
+	}
+	defer func() { _ = ns.Close() }()
+	return e.ns != nil && e.ns.Same(ns)
 }
 
 // giveUp says why a pod could not start in time, and leaves it to be reconciled.
@@ -181,10 +205,10 @@ func (a *Agent) giveUp(e *entry) error {
 func (a *Agent) del(_ context.Context, rec record) error {
 	a.post(func() {
 		e := a.entries[rec.UID]
-		if e == nil || !e.recorded || e.record.NetNS != rec.NetNS {
+		if e == nil || !e.recorded || !e.isIn(a.hostPath(rec.NetNS)) {
 			return
 		}
-		e.recorded = false
+		e.recorded, e.deleted = false, true
 		if err := a.records.remove(e.uid); err != nil {
 			a.cfg.Log.Warn("pod record not removed", "pod", e.name(), "error", err)
 		}

@@ -14,6 +14,8 @@ type metrics struct {
 	events   *prometheus.CounterVec
 	requests *prometheus.CounterVec
 	ztunnels prometheus.Gauge
+	installs *prometheus.CounterVec
+	ready    prometheus.Gauge
 }
 
 func newMetrics() *metrics {
@@ -31,9 +33,32 @@ func newMetrics() *metrics {
 			Name: "ztunnel_connected",
 			Help: "Connected ztunnels.",
 		}),
+		installs: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "istio_cni_installs_total",
+			Help: "Attempts to install the CNI plugin, and checks of it, by result.",
+		}, []string{"result"}),
+		ready: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "istio_cni_install_ready",
+			Help: "1 while the CNI plugin is installed.",
+		}),
 	}
 	m.registry.MustRegister(m.events, m.requests, m.ztunnels)
 	return m
+}
+
+// Installing makes the metrics of the plugin's installation visible and returns what
+// counts its attempts.
+func (a *Agent) Installing() func(installed bool) {
+	m := a.metrics
+	m.registry.MustRegister(m.installs, m.ready)
+	return func(installed bool) {
+		result, ready := "CREATE_FAILURE", 0.0
+		if installed {
+			result, ready = "SUCCESS", 1
+		}
+		m.installs.WithLabelValues(result).Inc()
+		m.ready.Set(ready)
+	}
 }
 
 func (m *metrics) reconciled(kind string) { m.events.WithLabelValues(kind).Inc() }
@@ -47,14 +72,18 @@ func (a *Agent) Metrics() http.Handler {
 	return mux
 }
 
-// Health serves /healthz, and /readyz: 200 once the pods are known and both sockets are
-// there.
+// Health serves /healthz, and /readyz: 200 once the pods are known, both sockets are
+// there, and the plugin is installed.
 func (a *Agent) Health() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(http.ResponseWriter, *http.Request) {})
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
 		if !a.zdsUp.Load() || !a.plugUp.Load() {
 			http.Error(w, "not ready: pods not known yet, or a socket is missing", http.StatusServiceUnavailable)
+			return
+		}
+		if a.cfg.Installed != nil && !a.cfg.Installed() {
+			http.Error(w, "not ready: the CNI plugin is not installed", http.StatusServiceUnavailable)
 		}
 	})
 	return mux

@@ -17,7 +17,6 @@ import (
 	"time"
 
 	"github.com/containernetworking/cni/pkg/skel"
-	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/containernetworking/cni/pkg/version"
 
@@ -38,7 +37,7 @@ func PluginMain() {
 		Check:  func(*skel.CmdArgs) error { return nil },
 		GC:     func(*skel.CmdArgs) error { return nil },
 		Status: pluginStatus,
-	}, version.PluginSupports("0.4.0", "1.0.0", "1.1.0"), "ambit-cni")
+	}, version.PluginSupports("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"), "ambit-cni")
 }
 
 // pluginConf is the plugin's entry in the network configuration list.
@@ -95,16 +94,12 @@ func pluginDel(args *skel.CmdArgs) error {
 	return nil
 }
 
-// pluginStatus says whether ADD can succeed.
+// pluginStatus says that ADD can be tried. It does not ask the agent: a runtime whose
+// plugins are not available makes the kubelet report its node as not ready, and all pods
+// of it are taken out of service, though only new ones need the agent.
 func pluginStatus(args *skel.CmdArgs) error {
-	conf, err := parsePluginConf(args.StdinData)
-	if err != nil {
-		return err
-	}
-	if err := conf.call(http.MethodGet, pathStatus, nil); err != nil {
-		return types.NewError(types.ErrPluginNotAvailable, "ambit-cni", err.Error())
-	}
-	return nil
+	_, err := parsePluginConf(args.StdinData)
+	return err
 }
 
 func parsePluginConf(data []byte) (pluginConf, error) {

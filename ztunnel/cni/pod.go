@@ -2,6 +2,7 @@ package cni
 
 import (
 	"context"
+	"net/netip"
 	"slices"
 
 	"github.com/ambit-mesh/ambit/apis/mesh"
@@ -12,6 +13,7 @@ type Pod struct {
 	UID, Name, Namespace, ServiceAccount string
 	Labels, NamespaceLabels              map[string]string
 	Annotations                          map[string]string
+	IPs                                  []netip.Addr // as the API server knows them; the container runtime knows them earlier
 	HostNetwork                          bool
 	Ended                                bool // phase Succeeded or Failed: its addresses are not its own any more
 }

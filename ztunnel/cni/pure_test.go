@@ -66,6 +66,17 @@ func TestDecide(t *testing.T) {
 		{"nothing to do", facts{}, actNone},
 		{"wanted", facts{wanted: true, reachable: true, connected: true}, actSend},
 		{"wanted, namespace unknown", facts{wanted: true, connected: true}, actNone},
+		{"wanted, to be found", facts{wanted: true, findable: true}, actFind},
+		{"enrolled by an earlier agent, to be found", facts{wanted: true, findable: true, stage: stageProgrammed}, actFind},
+		{"label removed, to be found", facts{findable: true, stage: stageProgrammed}, actFind},
+		{"never enrolled, nothing to find it for", facts{findable: true}, actNone},
+		{"probes pass before the rules", facts{wanted: true, reachable: true, connected: true, acked: true, exposed: true}, actExempt},
+		{"address changed", facts{wanted: true, reachable: true, stage: stageProgrammed, verified: true, acked: true, exposed: true, exempted: true}, actExempt},
+		{"probes do not pass before ztunnel listens", facts{wanted: true, reachable: true, connected: true, exposed: true}, actSend},
+		{"released, probes pass", facts{reachable: true, stage: stageReleased, exempted: true, annotation: mesh.RedirectionEnabled}, actUnexempt},
+		{"label removed, probes pass until released", facts{reachable: true, stage: stageProgrammed, exempted: true}, actRelease},
+		{"gone, probes pass", facts{gone: true, exempted: true}, actUnexempt},
+		{"sandbox deleted, probes pass", facts{wanted: true, exempted: true}, actUnexempt},
 		{"wanted, no ztunnel", facts{wanted: true, reachable: true}, actNone},
 		{"ztunnel listens", facts{wanted: true, reachable: true, connected: true, acked: true, served: true}, actProgram},
 		{"left by an earlier agent", facts{wanted: true, reachable: true, stage: stageProgrammed}, actProgram},
@@ -146,10 +157,11 @@ func TestPluginAsAProcess(t *testing.T) {
 		t.Errorf("VERSION: got %s, %v", out, err)
 	}
 	b.stop()
-	for _, command := range []string{"ADD", "STATUS"} {
-		if out, err := run(command); err == nil || !strings.Contains(out, "does not run") {
-			t.Errorf("%s without the agent: got %s, %v, want an error", command, out, err)
-		}
+	if out, err := run("ADD"); err == nil || !strings.Contains(out, "does not run") {
+		t.Errorf("ADD without the agent: got %s, %v, want an error", out, err)
+	}
+	if out, err := run("STATUS"); err != nil {
+		t.Errorf("STATUS without the agent: got %s, %v, want that the node stays ready", out, err)
 	}
 }
 

@@ -17,12 +17,15 @@ func (a *Agent) reconcile(e *entry) {
 		return
 	}
 	a.note(e)
-	f := e.facts(a.sessions, a.cfg.Scope)
+	f := a.facts(e)
 	a.answerWaiters(e, f)
 	next := decide(f)
 	switch {
 	case next == actNone:
 		a.clean(e)
+		a.checkLeft()
+	case next == actFind:
+		a.miss(e)
 	case next == actForget:
 		a.forget(e)
 	case e.stop != nil && next == e.delayed:
@@ -95,6 +98,10 @@ func (a *Agent) act(e *entry, next action) {
 		a.program(e)
 	case actSend:
 		a.send(e)
+	case actExempt:
+		a.exempt(e, e.addresses())
+	case actUnexempt:
+		a.exempt(e, nil)
 	case actEnable:
 		a.annotate(e, mesh.RedirectionEnabled)
 	case actClear:
@@ -103,7 +110,7 @@ func (a *Agent) act(e *entry, next action) {
 		a.release(e)
 	case actDrain:
 		a.drain(e)
-	case actNone, actForget:
+	case actNone, actForget, actFind:
 	}
 }
 
@@ -121,10 +128,10 @@ func (a *Agent) program(e *entry) {
 	}
 	var migrateOn bool
 	a.do(e, "enrol", func(context.Context) error {
-		if err := redirect.Apply(ns.File(), a.redirectOptions()); err != nil {
+		if err := redirect.Apply(ns.File()); err != nil {
 			return err
 		}
-		migrateOn = setMigrate(ns, "0", "1")
+		migrateOn = setMigrate(a.cfg.ProcDir, ns, "0", "1")
 		return nil
 	}, func() {
 		e.stage, e.verified = stageProgrammed, true
@@ -140,9 +147,14 @@ func (a *Agent) program(e *entry) {
 }
 
 func (a *Agent) annotate(e *entry, value string) {
-	pod := e.pod
+	pod, last := e.pod, a.leaving && e.failures >= maxClearFailures
 	a.do(e, "annotate", func(ctx context.Context) error {
-		return a.cfg.Annotate(ctx, pod, value)
+		err := a.cfg.Annotate(ctx, pod, value)
+		if err != nil && last {
+			a.cfg.Log.Warn("annotation stays, the next agent will see to it", "pod", pod.Namespace+"/"+pod.Name, "error", err)
+			return nil
+		}
+		return err
 	}, func() {
 		e.annotation = value
 		if value == "" && e.stage == stageReleased {
@@ -187,7 +199,7 @@ func (a *Agent) drain(e *entry) {
 			return errDraining
 		}
 		if migrateWasOff {
-			setMigrate(ns, "1", "0")
+			setMigrate(a.cfg.ProcDir, ns, "1", "0")
 		}
 		return redirect.Remove(ns.File())
 	}, func() {

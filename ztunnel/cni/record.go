@@ -17,7 +17,7 @@ type record struct {
 	UID       string       `json:"uid"`
 	Name      string       `json:"name"`
 	Namespace string       `json:"namespace"`
-	NetNS     string       `json:"netns"` // path
+	NetNS     string       `json:"netns"` // path; empty when the namespace was found but has no lasting one
 	IPs       []netip.Addr `json:"ips,omitempty"`
 	// Enrolled is set before the rules are made and cleared after they are gone.
 	Enrolled bool `json:"enrolled"`
@@ -101,7 +101,7 @@ func (r record) validate() error {
 	if r.Name == "" || r.Namespace == "" {
 		return errors.New("pod without a name or a namespace")
 	}
-	if !filepath.IsAbs(r.NetNS) {
+	if r.NetNS != "" && !filepath.IsAbs(r.NetNS) {
 		return fmt.Errorf("network namespace %q: want an absolute path", r.NetNS)
 	}
 	return nil

@@ -3,6 +3,7 @@ package cni
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/ambit-mesh/ambit/ztunnel/netns"
@@ -11,9 +12,14 @@ import (
 // setMigrate changes net.ipv4.tcp_migrate_req in the namespace if it has the value from.
 // With it the kernel hands connections that wait in a closed listener's queue to the
 // other listener of the port: DESIGN.md §5. Kernels before 5.14 do not have it, and
-// nothing but that hand-over depends on it, so that a failure is no error.
-func setMigrate(ns *netns.NS, from, to string) (changed bool) {
-	const file = "/proc/sys/net/ipv4/tcp_migrate_req"
+// nothing but that hand-over depends on it, so that a failure is no error. In procDir,
+// below which a container may write though its own /proc/sys is read-only, the thread's
+// namespace is meant, too; empty = /proc.
+func setMigrate(procDir string, ns *netns.NS, from, to string) (changed bool) {
+	if procDir == "" {
+		procDir = "/proc"
+	}
+	file := filepath.Join(procDir, "sys/net/ipv4/tcp_migrate_req")
 	err := ns.Do(func() error {
 		now, err := os.ReadFile(file)
 		if err != nil {

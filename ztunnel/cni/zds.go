@@ -61,7 +61,7 @@ func (a *Agent) serveZDS(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	a.zdsUp.Store(true)
+	a.up(&a.zdsUp)
 	stop := context.AfterFunc(ctx, func() { _ = ln.Close() })
 	defer stop()
 	var sessions sync.WaitGroup

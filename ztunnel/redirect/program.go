@@ -19,7 +19,7 @@ func program(fd int, want []chain) error {
 	if err != nil {
 		return err
 	}
-	same, err := programmed(c, want)
+	same, err := programmed(c, table, want)
 	if err != nil || same {
 		return err
 	}
@@ -34,6 +34,10 @@ func program(fd int, want []chain) error {
 
 func add(c *nftables.Conn, t *nftables.Table, chains []chain) {
 	c.AddTable(t)
+	addChains(c, t, chains)
+}
+
+func addChains(c *nftables.Conn, t *nftables.Table, chains []chain) {
 	for _, w := range chains {
 		ch := c.AddChain(&nftables.Chain{Table: t, Name: w.name, Type: w.kind, Hooknum: w.hook, Priority: w.priority})
 		for _, r := range w.rules {
@@ -53,15 +57,15 @@ func label(r rule) []byte {
 	return userdata.AppendString(nil, userdata.TypeComment, fmt.Sprintf("%s %x", r.comment, h.Sum(nil)[:8]))
 }
 
-// programmed says whether the kernel's table is the wanted one.
-func programmed(c *nftables.Conn, want []chain) (bool, error) {
-	all, err := c.ListChainsOfTableFamily(table.Family)
+// programmed says whether the kernel's table t is the wanted one.
+func programmed(c *nftables.Conn, t *nftables.Table, want []chain) (bool, error) {
+	all, err := c.ListChainsOfTableFamily(t.Family)
 	if err != nil {
 		return false, unsupportedErrno(err, "nf_tables")
 	}
 	have := map[string]*nftables.Chain{}
 	for _, ch := range all {
-		if ch.Table.Name == table.Name {
+		if ch.Table.Name == t.Name {
 			have[ch.Name] = ch
 		}
 	}
@@ -73,7 +77,7 @@ func programmed(c *nftables.Conn, want []chain) (bool, error) {
 		if ch == nil {
 			return false, nil
 		}
-		rules, err := c.GetRules(table, ch)
+		rules, err := c.GetRules(t, ch)
 		if err != nil {
 			return false, fmt.Errorf("list rules of %s: %w", w.name, err)
 		}

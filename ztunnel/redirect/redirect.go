@@ -1,9 +1,10 @@
 // Package redirect programs the rules inside a pod's network namespace that bring the
 // pod's new TCP connections to ztunnel's sockets there, over netlink: one nftables
-// table, one routing rule and one route per address family.
+// table, one routing rule and one route per address family. In the host's namespace it
+// programs one table, by which pods recognise the node's probes (Host).
 //
-// It owns these objects and nothing else in the namespace, and keeps no state: what is
-// there is read from the kernel. It knows no pods; ztunnel/cni calls it. Every function
+// It owns these objects and nothing else in either namespace, and keeps no state: what
+// is there is read from the kernel. It knows no pods; ztunnel/cni calls it. Every function
 // may be called again, whatever an earlier call left; calls for one namespace must not
 // overlap.
 //
@@ -16,7 +17,6 @@ package redirect
 import (
 	"errors"
 	"fmt"
-	"net/netip"
 	"os"
 
 	"github.com/google/nftables"
@@ -28,21 +28,15 @@ import (
 // ErrUnsupported says that the kernel lacks something; the error names it.
 var ErrUnsupported = errors.New("unsupported kernel")
 
-// Options of the redirection.
-type Options struct {
-	// ProbeSources are the addresses from which the node probes the pod, beside those
-	// of spec/ztunnel.md App. C. Connections from them reach the pod directly.
-	ProbeSources []netip.Addr
-}
-
-// Apply makes the namespace redirect new connections. It changes nothing when the
-// rules are already there, and replaces them in one transaction when they differ.
-func Apply(ns *os.File, o Options) error {
+// Apply makes the namespace redirect new connections, except the node's probes: see
+// Host. It changes nothing when the rules are already there, and replaces them in one
+// transaction when they differ.
+func Apply(ns *os.File) error {
 	return inside(ns, func(fd int) error {
 		if err := routes(fd, (*netlink.Handle).RuleAdd, (*netlink.Handle).RouteReplace, unix.EEXIST); err != nil {
 			return fmt.Errorf("policy route: %w", err)
 		}
-		return program(fd, captureRules(o))
+		return program(fd, captureRules())
 	})
 }
 

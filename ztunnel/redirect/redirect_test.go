@@ -165,9 +165,9 @@ func (c *conn) echoes(what string) {
 	c.want(what, "ping")
 }
 
-func (b *bed) apply(p *netnstest.Pod, o redirect.Options) {
+func (b *bed) apply(p *netnstest.Pod) {
 	b.t.Helper()
-	if err := redirect.Apply(p.NS.File(), o); err != nil {
+	if err := redirect.Apply(p.NS.File()); err != nil {
 		b.t.Fatal(err)
 	}
 }
@@ -215,7 +215,7 @@ func TestOutbound(t *testing.T) {
 		old := b.dial(b.client, server)
 		old.want("before enrolment", "app "+client.String())
 		b.ztunnel(b.client)
-		b.apply(b.client, redirect.Options{})
+		b.apply(b.client)
 		old.echoes("connection older than enrolment")
 		redirected := b.dial(b.client, server)
 		redirected.want("new connection", fmt.Sprintf("15001 %s", netip.AddrPortFrom(server, appPort)))
@@ -247,7 +247,7 @@ func TestInbound(t *testing.T) {
 		old := b.dial(b.client, server)
 		old.want("before enrolment", "app "+client.String())
 		b.ztunnel(b.server)
-		b.apply(b.server, redirect.Options{})
+		b.apply(b.server)
 		old.echoes("connection older than enrolment")
 		redirected := b.dial(b.client, server)
 		redirected.want("new connection", fmt.Sprintf("15006 %s", netip.AddrPortFrom(server, appPort)))
@@ -264,7 +264,7 @@ func TestInbound(t *testing.T) {
 		direct := b.dial(b.client, server)
 		direct.want("connection made after release", "app "+client.String())
 		b.connections(b.server, 2)
-		b.apply(b.server, redirect.Options{})
+		b.apply(b.server)
 		direct.echoes("direct connection after enrolling again")
 		redirected.echoes("redirected connection after enrolling again")
 		_ = redirected.Close()
@@ -279,8 +279,7 @@ func TestInbound(t *testing.T) {
 func TestExemptions(t *testing.T) {
 	b := newBed(t)
 	b.ztunnel(b.server)
-	b.apply(b.server, redirect.Options{ProbeSources: []netip.Addr{netnstest.NodeAddr}})
-	b.dial(nil, b.server.Addr).want("probe from the node", "app "+netnstest.NodeAddr.String())
+	b.apply(b.server)
 	b.dial(b.server, b.server.Addr).want("pod to its own address", "app "+b.server.Addr.String())
 	b.dial(b.server, netip.MustParseAddr("127.0.0.1")).want("pod to loopback", "app 127.0.0.1")
 	b.dial(b.client, b.server.Addr).want("anyone else", fmt.Sprintf("15006 %s:%d", b.server.Addr, appPort))
@@ -305,24 +304,20 @@ func TestExemptions(t *testing.T) {
 func TestApplyTwiceAndRemove(t *testing.T) {
 	p := netnstest.NewPod(t)
 	before := state(t, p)
-	apply := func(o redirect.Options) {
+	apply := func() {
 		t.Helper()
-		if err := redirect.Apply(p.NS.File(), o); err != nil {
+		if err := redirect.Apply(p.NS.File()); err != nil {
 			t.Fatal(err)
 		}
 	}
-	apply(redirect.Options{})
+	apply()
 	once := state(t, p)
 	if d := cmp.Diff(before, once); d == "" {
 		t.Error("apply changed nothing")
 	}
-	apply(redirect.Options{})
+	apply()
 	if d := cmp.Diff(once, state(t, p)); d != "" {
 		t.Errorf("second apply is no change (-first +second):\n%s", d)
-	}
-	apply(redirect.Options{ProbeSources: []netip.Addr{netnstest.NodeAddr}})
-	if d := cmp.Diff(once, state(t, p)); d == "" {
-		t.Error("apply with other options changed nothing")
 	}
 	for range 2 {
 		if err := redirect.Release(p.NS.File()); err != nil {
@@ -342,13 +337,13 @@ func TestApplyTwiceAndRemove(t *testing.T) {
 func TestDamagedTableIsRepaired(t *testing.T) {
 	b := newBed(t)
 	b.ztunnel(b.client)
-	b.apply(b.client, redirect.Options{})
+	b.apply(b.client)
 	c := nft(t, b.client)
 	c.FlushTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: "ambit"})
 	if err := c.Flush(); err != nil {
 		t.Fatal(err)
 	}
-	b.apply(b.client, redirect.Options{})
+	b.apply(b.client)
 	b.dial(b.client, b.server.Addr).want("after repair", fmt.Sprintf("15001 %s:%d", b.server.Addr, appPort))
 }
 

@@ -37,17 +37,12 @@ func join(parts ...[]expr.Any) []expr.Any {
 	return all
 }
 
-func captureRules(o Options) []chain {
+func captureRules() []chain {
 	inbound := []rule{}
-	sources := append([]netip.Addr{
-		netip.MustParseAddr(mesh.ProbeSourceIPv4), netip.MustParseAddr(mesh.ProbeSourceIPv6),
-	}, o.ProbeSources...)
-	for _, src := range sources {
-		inbound = append(inbound, rule{"probe", join(tcp(), source(src), accept())})
-	}
 	outbound := []rule{}
-	for _, dst := range sources[:2] {
-		outbound = append(outbound, rule{"probe answer", join(tcp(), destination(dst), accept())})
+	for _, a := range []netip.Addr{netip.MustParseAddr(mesh.ProbeSourceIPv4), netip.MustParseAddr(mesh.ProbeSourceIPv6)} {
+		inbound = append(inbound, rule{"probe", join(tcp(), source(a), accept())})
+		outbound = append(outbound, rule{"probe answer", join(tcp(), destination(a), accept())})
 	}
 	outbound = append(outbound,
 		rule{"connection of ztunnel", join(tcp(), mark(expr.CmpOpEq, mesh.MarkConnection), accept())})

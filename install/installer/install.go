@@ -59,6 +59,10 @@ func (i *Installer) Install(ctx context.Context) error {
 		i.say("nothing has been changed")
 		return nil
 	}
+	if i.cfg.Timeout == 0 {
+		i.say("applied, and not waited for")
+		return nil
+	}
 	i.say("installed in %s. To bring a namespace into the mesh:", time.Since(i.started).Round(time.Second))
 	i.say("  kubectl label namespace <name> istio.io/dataplane-mode=ambient")
 	return nil

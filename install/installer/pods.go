@@ -87,6 +87,7 @@ type problem struct {
 	log            bool // the container has run, so its log may tell why
 	previous       bool // what it says is in the log of the run before
 	starting       bool // nothing is known but that its containers do not start
+	young          bool // what every pod goes through: wrong only if it lasts
 }
 
 func (p problem) String() string {
@@ -119,7 +120,7 @@ func problemsOf(pod corev1.Pod) []problem {
 		return []problem{{pod: pod.Name, text: strings.TrimSpace("failed: " + pod.Status.Reason + " " + pod.Status.Message)}}
 	}
 	if pod.Status.Phase == corev1.PodPending && len(pod.Status.ContainerStatuses) == 0 && pod.Spec.NodeName != "" {
-		return []problem{{pod: pod.Name, text: "node " + pod.Spec.NodeName + " has not started it yet", starting: true}}
+		return []problem{{pod: pod.Name, text: "node " + pod.Spec.NodeName + " has not started it yet", starting: true, young: true}}
 	}
 	var out []problem
 	for _, c := range slices.Concat(pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses) {
@@ -127,7 +128,7 @@ func problemsOf(pod corev1.Pod) []problem {
 		last := c.LastTerminationState.Terminated
 		switch {
 		case c.State.Waiting != nil && (c.State.Waiting.Reason == "ContainerCreating" || c.State.Waiting.Reason == "PodInitializing"):
-			out = append(out, problem{pod: pod.Name, text: "its containers are being created", starting: true})
+			out = append(out, problem{pod: pod.Name, text: "its containers are being created", starting: true, young: true})
 			return out
 		case c.State.Waiting != nil:
 			p.text = describe(c.State.Waiting.Reason, c.State.Waiting.Message)
@@ -138,7 +139,7 @@ func problemsOf(pod corev1.Pod) []problem {
 		case c.State.Terminated != nil && c.State.Terminated.ExitCode != 0:
 			p.text, p.log = fmt.Sprintf("ended with exit code %d: %s", c.State.Terminated.ExitCode, c.State.Terminated.Reason), true
 		case c.State.Running != nil && !c.Ready:
-			p.text, p.log = "runs and is not ready yet", true
+			p.text, p.log, p.young = "runs and is not ready yet", true, true
 		default:
 			continue
 		}
@@ -173,7 +174,7 @@ func (i *Installer) problems(ctx context.Context, namespace string, selector *me
 			continue // being created is all that is known
 		}
 		last := slices.MaxFunc(events.Items, func(a, b corev1.Event) int { return a.LastTimestamp.Compare(b.LastTimestamp.Time) })
-		found[n].text = describe(last.Reason, last.Message)
+		found[n].text, found[n].young = describe(last.Reason, last.Message), false
 	}
 	return found, nil
 }

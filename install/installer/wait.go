@@ -19,6 +19,9 @@ import (
 // repeat is how often a line is said again that has not changed.
 const repeat = 30 * time.Second
 
+// patient is how long a pod may start without a word about it.
+const patient = 10 * time.Second
+
 // answer is how long one look may take; it may outlast what is waited for.
 const answer = 20 * time.Second
 
@@ -123,7 +126,9 @@ func (i *Installer) running(ctx context.Context, w workload) error {
 		}
 		lines := []string{last.String()}
 		for _, p := range wrong {
-			lines = append(lines, p.String())
+			if !p.young || time.Since(start) > patient {
+				lines = append(lines, p.String())
+			}
 		}
 		return false, lines, nil
 	})

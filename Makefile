@@ -73,7 +73,10 @@ lint: ## run the linters, pinned in integration/tools
 
 gen: ## generate code and CRDs again from their sources
 	go -C integration/tools run ./protogen ../..
-	{ cat "$$(go list -m -f '{{.Dir}}' istio.io/api)/kubernetes/customresourcedefinitions.gen.yaml"; } > install/charts/base/files/crd-all.gen.yaml
+	go list -m -f '{{.Version}} {{.Dir}}' istio.io/api | { read -r version dir && \
+	  echo "# Copyright Istio Authors. Licensed under the Apache License, Version 2.0 (LICENSE)." && \
+	  echo "# From istio.io/api $$version, kubernetes/customresourcedefinitions.gen.yaml:" && \
+	  cat "$$dir/kubernetes/customresourcedefinitions.gen.yaml"; } > install/charts/base/files/crd-all.gen.yaml
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

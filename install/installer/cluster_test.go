@@ -359,11 +359,11 @@ func TestClusterWhatIsOthersStays(t *testing.T) {
 `)
 	t.Cleanup(func() {
 		ctx := context.WithoutCancel(t.Context())
-		_ = b.kube.CoreV1().Namespaces().Delete(ctx, system, metav1.DeleteOptions{})
 		purge := newBed(t, nil)
 		if err := purge.Uninstall(ctx, UninstallOptions{Purge: true}); err != nil {
 			t.Error(err)
 		}
+		_ = b.kube.CoreV1().Namespaces().Delete(ctx, system, metav1.DeleteOptions{})
 		purge.mapper.Reset()
 		_ = purge.dynamic.Resource(crdResource).Delete(ctx, "wasmplugins.extensions.istio.io", metav1.DeleteOptions{})
 		err := purge.wait(ctx, "cleanup", func(ctx context.Context) (bool, []string, error) {

@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"strings"
 	"time"
 
 	"helm.sh/helm/v4/pkg/action"
@@ -92,6 +93,9 @@ func New(cfg Config) (*Installer, error) {
 	rest, err := cfg.Cluster.ToRESTConfig()
 	if err != nil {
 		return nil, fmt.Errorf("kubeconfig: %w", err)
+	}
+	if raw, err := cfg.Cluster.ToRawKubeConfigLoader().RawConfig(); err == nil && len(raw.Clusters) == 0 && strings.Contains(rest.Host, "localhost:8080") {
+		return nil, errors.New("no cluster is named: there is no kubeconfig; say which with --kubeconfig or $KUBECONFIG")
 	}
 	i := &Installer{cfg: cfg, started: time.Now(), every: time.Second}
 	if i.kube, err = kubernetes.NewForConfig(rest); err != nil {

@@ -186,6 +186,9 @@ func (i *Installer) remove(cfg *action.Configuration, name string) error {
 	uninstall.WaitStrategy, uninstall.Timeout = kube.HookOnlyStrategy, i.patience()
 	uninstall.IgnoreNotFound = true
 	_, err := uninstall.Run(name)
+	if errors.Is(err, driver.ErrReleaseNotFound) {
+		return nil // somebody else was faster
+	}
 	return err
 }
 

@@ -58,7 +58,7 @@ cluster-down: ## end that Kubernetes; nothing of it is left
 cluster-test: cluster-up ## prove the mesh on that Kubernetes (KEEP=1 leaves it installed)
 	@$(BIN)/cluster --name api up --control-plane-only
 	export AMBIT_TEST_KUBECONFIG=$$($(BIN)/cluster --name api kubeconfig); \
-	  go test -p 1 -tags cluster -run TestCluster ./istiod/source ./istiod/status && go test -tags cluster -run TestCluster ./istiod; \
+	  go test -count=1 -p 1 -tags cluster -run TestCluster ./istiod/source ./istiod/status && go test -count=1 -tags cluster -run TestCluster ./istiod; \
 	  code=$$?; $(BIN)/cluster --name api down && exit $$code
 	@$(BIN)/clustertest $(if $(KEEP),--keep)
 

@@ -12,6 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/discovery"
 
 	"github.com/ambit-mesh/ambit/apis/mesh"
@@ -143,6 +144,43 @@ func (i *Installer) purgeable(ctx context.Context, present map[string]*release.R
 		}
 	}
 	return append(out, definitions...), nil
+}
+
+// marked returns the pods that still say that their connections are redirected.
+// An agent takes that back itself, unless it has lost its permissions before it
+// ended, as with helm uninstall, or its node is dead. Where Istio's agent runs,
+// the marks are its own.
+func (i *Installer) marked(ctx context.Context) ([]metav1.ObjectMeta, error) {
+	others, err := i.kube.AppsV1().DaemonSets(metav1.NamespaceAll).List(ctx, metav1.ListOptions{LabelSelector: "k8s-app=istio-cni-node"})
+	if err != nil || len(others.Items) > 0 {
+		return nil, err
+	}
+	pods, err := i.metadata.Resource(resource("", "pods")).List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return nil, fmt.Errorf("pods: %w", err)
+	}
+	var out []metav1.ObjectMeta
+	for _, p := range pods.Items {
+		if _, ok := p.Annotations[mesh.AnnotationRedirection]; ok {
+			out = append(out, p.ObjectMeta)
+		}
+	}
+	return out, nil
+}
+
+// unmark takes the mark off pods.
+func (i *Installer) unmark(ctx context.Context, pods []metav1.ObjectMeta) error {
+	patch := fmt.Appendf(nil, `{"metadata":{"annotations":{%q:null}}}`, mesh.AnnotationRedirection)
+	for _, p := range pods {
+		_, err := i.metadata.Resource(resource("", "pods")).Namespace(p.Namespace).Patch(ctx, p.Name, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: fieldManager})
+		if err != nil && !apierrors.IsNotFound(err) {
+			return fmt.Errorf("pod %s/%s: %w", p.Namespace, p.Name, err)
+		}
+	}
+	if len(pods) > 0 {
+		i.say("annotation %s: removed from %d pods", mesh.AnnotationRedirection, len(pods))
+	}
+	return nil
 }
 
 // delete deletes objects and waits until they are gone.

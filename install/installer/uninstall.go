@@ -11,6 +11,8 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+
+	"github.com/ambit-mesh/ambit/apis/mesh"
 )
 
 // UninstallOptions say what else goes, and who agrees.
@@ -35,7 +37,8 @@ var ErrDeclined = errors.New("nothing has been changed")
 //     account keeps its permissions and ztunnel serves until they have ended
 //  2. ztunnel, which has no pods left
 //  3. istiod, so that nothing is written again that is removed next
-//  4. what istiod has made: waypoints, root certificates, its lease, its key
+//  4. what istiod has made: waypoints, root certificates, its lease, its key; and
+//     what an agent could not take back
 //  5. the definitions, with Purge
 //  6. the namespace, if ambitctl has made it and nothing of others is in it
 func (i *Installer) Uninstall(ctx context.Context, options UninstallOptions) error {
@@ -60,7 +63,14 @@ func (i *Installer) Uninstall(ctx context.Context, options UninstallOptions) err
 	if err != nil {
 		return err
 	}
+	pods, err := i.marked(ctx)
+	if err != nil {
+		return err
+	}
 	plan := plan(present, left, definitions)
+	if len(present) == 0 && len(pods) > 0 {
+		plan = append(plan, fmt.Sprintf("annotation %s of %d pods", mesh.AnnotationRedirection, len(pods)))
+	}
 	if mine {
 		plan = append(plan, "namespace "+i.cfg.Namespace+", unless something of others is in it")
 	}
@@ -84,6 +94,12 @@ func (i *Installer) Uninstall(ctx context.Context, options UninstallOptions) err
 		return err
 	}
 	if err := i.delete(ctx, "what istiod has made", left); err != nil { // 4.
+		return err
+	}
+	if pods, err = i.marked(ctx); err != nil {
+		return err
+	}
+	if err := i.unmark(ctx, pods); err != nil {
 		return err
 	}
 	if err := i.delete(ctx, "definitions", definitions); err != nil { // 5.

@@ -192,15 +192,19 @@ func TestPlanIsInTheOrderOfWork(t *testing.T) {
 	present := map[string]*release.Release{"base": rel("ambit-base"), "cni": rel("my-cni"), "ztunnel": rel("ambit-ztunnel")}
 	secret := &unstructured.Unstructured{}
 	secret.SetKind("Secret")
-	got := plan(present, []*unstructured.Unstructured{secret}, []*unstructured.Unstructured{{}, {}})
+	got := remains{
+		releases: present, left: []*unstructured.Unstructured{secret}, definitions: []*unstructured.Unstructured{{}, {}},
+		marked: []metav1.ObjectMeta{{}}, namespace: system,
+	}.plan()
 	want := []string{
 		"release my-cni in istio-system", "release ambit-ztunnel in istio-system", "release ambit-base in istio-system",
-		"1 Secret that istiod has made", "2 definitions, and every object of these kinds",
+		"1 Secret that istiod has made", "annotation ambient.istio.io/redirection of 1 pods",
+		"2 definitions, and every object of these kinds", "namespace istio-system, unless something of others is in it",
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("got  %q\nwant %q", got, want)
 	}
-	if got := plan(nil, nil, nil); len(got) != 0 {
+	if got := (remains{}).plan(); len(got) != 0 {
 		t.Errorf("nothing is planned as %q", got)
 	}
 }

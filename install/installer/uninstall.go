@@ -45,35 +45,11 @@ func (i *Installer) Uninstall(ctx context.Context, options UninstallOptions) err
 	if err := i.reach(ctx); err != nil {
 		return err
 	}
-	present, err := i.installed(ctx)
+	found, err := i.survey(ctx, options.Purge)
 	if err != nil {
 		return err
 	}
-	left, err := i.leftovers(ctx)
-	if err != nil {
-		return err
-	}
-	var definitions []*unstructured.Unstructured
-	if options.Purge {
-		if definitions, err = i.purgeable(ctx, present); err != nil {
-			return err
-		}
-	}
-	mine, err := i.ourNamespace(ctx)
-	if err != nil {
-		return err
-	}
-	pods, err := i.marked(ctx)
-	if err != nil {
-		return err
-	}
-	plan := plan(present, left, definitions)
-	if len(present) == 0 && len(pods) > 0 {
-		plan = append(plan, fmt.Sprintf("annotation %s of %d pods", mesh.AnnotationRedirection, len(pods)))
-	}
-	if mine {
-		plan = append(plan, "namespace "+i.cfg.Namespace+", unless something of others is in it")
-	}
+	plan := found.plan()
 	if len(plan) == 0 {
 		i.say("there is nothing to uninstall")
 		return nil
@@ -86,26 +62,16 @@ func (i *Installer) Uninstall(ctx context.Context, options UninstallOptions) err
 			return ErrDeclined
 		}
 	}
-	if err := i.releases(ctx, present); err != nil { // 1. to 3.
+	if err := i.releases(ctx, found.releases); err != nil { // 1. to 3.
 		return err
 	}
-	// istiod may have written more until it ended.
-	if left, err = i.leftovers(ctx); err != nil {
+	if err := i.clean(ctx); err != nil { // 4.
 		return err
 	}
-	if err := i.delete(ctx, "what istiod has made", left); err != nil { // 4.
+	if err := i.delete(ctx, "definitions", found.definitions); err != nil { // 5.
 		return err
 	}
-	if pods, err = i.marked(ctx); err != nil {
-		return err
-	}
-	if err := i.unmark(ctx, pods); err != nil {
-		return err
-	}
-	if err := i.delete(ctx, "definitions", definitions); err != nil { // 5.
-		return err
-	}
-	if mine { // 6.
+	if found.namespace != "" { // 6.
 		if err := i.deleteNamespace(ctx); err != nil {
 			return err
 		}
@@ -114,16 +80,48 @@ func (i *Installer) Uninstall(ctx context.Context, options UninstallOptions) err
 	return nil
 }
 
+// remains is what of the mesh is in a cluster.
+type remains struct {
+	releases    map[string]*release.Release // by chart
+	left        []*unstructured.Unstructured
+	definitions []*unstructured.Unstructured
+	marked      []metav1.ObjectMeta // pods
+	namespace   string              // if ambitctl has made it
+}
+
+// survey looks for all that an uninstall removes.
+func (i *Installer) survey(ctx context.Context, purge bool) (found remains, err error) {
+	if found.releases, err = i.installed(ctx); err != nil {
+		return remains{}, err
+	}
+	if found.left, err = i.leftovers(ctx); err != nil {
+		return remains{}, err
+	}
+	if purge {
+		if found.definitions, err = i.purgeable(ctx, found.releases); err != nil {
+			return remains{}, err
+		}
+	}
+	if found.marked, err = i.marked(ctx); err != nil {
+		return remains{}, err
+	}
+	mine, err := i.ourNamespace(ctx)
+	if mine {
+		found.namespace = i.cfg.Namespace
+	}
+	return found, err
+}
+
 // plan says what will be removed.
-func plan(present map[string]*release.Release, left, definitions []*unstructured.Unstructured) []string {
+func (m remains) plan() []string {
 	var out []string
 	for _, chart := range append(slices.Clone(removal), umbrella) {
-		if rel := present[chart]; rel != nil {
+		if rel := m.releases[chart]; rel != nil {
 			out = append(out, fmt.Sprintf("release %s in %s", rel.Name, rel.Namespace))
 		}
 	}
 	kinds := map[string]int{}
-	for _, o := range left {
+	for _, o := range m.left {
 		kinds[o.GetKind()]++
 	}
 	for _, kind := range leftoverKinds() {
@@ -131,10 +129,33 @@ func plan(present map[string]*release.Release, left, definitions []*unstructured
 			out = append(out, fmt.Sprintf("%d %s that istiod has made", kinds[kind], kind))
 		}
 	}
-	if len(definitions) > 0 {
-		out = append(out, fmt.Sprintf("%d definitions, and every object of these kinds", len(definitions)))
+	if len(m.marked) > 0 {
+		out = append(out, fmt.Sprintf("annotation %s of %d pods", mesh.AnnotationRedirection, len(m.marked)))
+	}
+	if len(m.definitions) > 0 {
+		out = append(out, fmt.Sprintf("%d definitions, and every object of these kinds", len(m.definitions)))
+	}
+	if m.namespace != "" {
+		out = append(out, "namespace "+m.namespace+", unless something of others is in it")
 	}
 	return out
+}
+
+// clean removes what istiod has made, which may be more than before it ended,
+// and what agents have left at pods.
+func (i *Installer) clean(ctx context.Context) error {
+	left, err := i.leftovers(ctx)
+	if err != nil {
+		return err
+	}
+	if err := i.delete(ctx, "what istiod has made", left); err != nil {
+		return err
+	}
+	pods, err := i.marked(ctx)
+	if err != nil {
+		return err
+	}
+	return i.unmark(ctx, pods)
 }
 
 // releases stops the parts in the order in which they may go, and removes their

@@ -64,7 +64,7 @@ func TestClusterGatewayClass(t *testing.T) {
 	key := manifest.Key{Group: "gateway.networking.k8s.io", Kind: "GatewayClass", Name: mesh.WaypointGatewayClass}
 	a.remove(key)
 	a.awaitGone(key)
-	a.start("istiod-1")
+	c := a.start("istiod-1")
 	first := a.await(key, "it is made", func(o *unstructured.Unstructured) string {
 		if name, _, _ := unstructured.NestedString(o.Object, "spec", "controllerName"); name != mesh.MeshControllerName {
 			return name
@@ -80,6 +80,10 @@ func TestClusterGatewayClass(t *testing.T) {
 		}
 		return ""
 	})
+	_, metrics := get(t, c, "/metrics")
+	if want := `istiod_source_kinds{group="gateway.networking.k8s.io",kind="GatewayClass",state="watching"} 1`; !strings.Contains(metrics, want) {
+		t.Errorf("metrics lack %s", want)
+	}
 }
 
 func generatedKeys(namespace, name string) []manifest.Key {
@@ -292,7 +296,7 @@ func TestClusterLeaders(t *testing.T) {
 		if _, err := c.request(token, ""); err != nil {
 			t.Errorf("certificate by the %s: %v", name, err)
 		}
-		if got := ready(t, c); got != http.StatusOK {
+		if got, _ := get(t, c, "/ready"); got != http.StatusOK {
 			t.Errorf("/ready of the %s: %d", name, got)
 		}
 	}
@@ -367,16 +371,17 @@ ports: [{name: mesh, port: 15008, protocol: TCP}]
 	}
 }
 
-// ready is the status code of an istiod's readiness.
-func ready(t *testing.T, c *control) int {
+// get asks an istiod's monitoring port.
+func get(t *testing.T, c *control, path string) (status int, body string) {
 	t.Helper()
-	response, err := http.Get("http://" + c.i.addresses.Monitoring + "/ready")
+	response, err := http.Get("http://" + c.i.addresses.Monitoring + path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer response.Body.Close()
-	if _, err := io.Copy(io.Discard, response.Body); err != nil {
+	text, err := io.ReadAll(response.Body)
+	if err != nil {
 		t.Fatal(err)
 	}
-	return response.StatusCode
+	return response.StatusCode, string(text)
 }

@@ -46,6 +46,7 @@ func (i *Istiod) cluster(cfg Config) (platform, error) {
 	if err != nil {
 		return platform{}, err
 	}
+	i.metrics.MustRegister(from)
 	out.source, out.watched = from, func() any { return from.Watched() }
 	if out.statuses, err = status.NewKubernetes(status.KubernetesConfig{Objects: i.objects, Resource: from.Resource, Config: rest}); err != nil {
 		return platform{}, err

@@ -174,12 +174,6 @@ func fileLines(dir string) ([]string, error) {
 		if err != nil {
 			return err
 		}
-		var parsed any
-		if json.Unmarshal(data, &parsed) == nil { // a CNI configuration: its meaning counts, not its spaces
-			if data, err = json.Marshal(parsed); err != nil {
-				return err
-			}
-		}
 		sum := sha256.Sum256(data)
 		lines = append(lines, "file "+path+" "+hex.EncodeToString(sum[:8]))
 		return nil

@@ -124,6 +124,13 @@ func (l *networkList) unchain() (changed bool) {
 	return changed
 }
 
+// same compares meanings.
+func (l *networkList) same(other networkList) bool {
+	a, erra := l.marshal()
+	b, errb := other.marshal()
+	return erra == nil && errb == nil && sameJSON(a, b)
+}
+
 func isOurs(plugin json.RawMessage) bool {
 	o, err := parseObject(plugin)
 	return err == nil && o.text("type") == PluginName

@@ -11,17 +11,18 @@ import (
 	"strings"
 )
 
-// keptSuffix is on the name of a single plugin's file while a list is in its place. The
-// runtime does not read files whose names end so.
+// keptSuffix is on the name of a file as it was before ours took its place. The runtime
+// does not read files whose names end so.
 const keptSuffix = ".ambit-cni-kept"
 
 // confFile is a network configuration file.
 type confFile struct {
-	path   string
-	mode   os.FileMode
-	isList bool
-	raw    []byte
-	list   networkList
+	path    string
+	mode    os.FileMode
+	isList  bool
+	chained bool // our entry is in it
+	raw     []byte
+	list    networkList
 }
 
 // files lists what the runtime considers, in its order.
@@ -65,7 +66,7 @@ func read(path string) (confFile, error) {
 	if err != nil {
 		return confFile{}, err
 	}
-	f := confFile{path: path, raw: data, mode: stat.Mode().Perm(), isList: filepath.Ext(path) == ".conflist"}
+	f := confFile{path: path, raw: data, mode: stat.Mode().Perm(), isList: filepath.Ext(strings.TrimSuffix(path, keptSuffix)) == ".conflist"}
 	parse := parseSingle
 	if f.isList {
 		parse = parseList
@@ -73,6 +74,7 @@ func read(path string) (confFile, error) {
 	if f.list, err = parse(data); err != nil {
 		return confFile{}, fmt.Errorf("%s: %w", path, err)
 	}
+	f.chained = slices.ContainsFunc(f.list.plugins, isOurs)
 	return f, nil
 }
 
@@ -89,21 +91,37 @@ func listName(path string) (string, error) {
 	return "", fmt.Errorf("%s: no name for a list in its place, %s.conflist is another's", path, stem)
 }
 
-// restore puts single plugins' files back where a list of ours is in their place and
-// holds nothing more.
+// restore puts files back as they were, where nothing but our entry has come to them.
 func (i *Installer) restore() error {
 	kept, err := filepath.Glob(filepath.Join(i.cfg.ConfDir, "*"+keptSuffix))
 	errs := []error{err}
 	for _, path := range kept {
-		if err := restoreFile(path); err != nil {
+		original, restoreFile := strings.TrimSuffix(path, keptSuffix), restoreSingle
+		if filepath.Ext(original) == ".conflist" {
+			restoreFile = restoreList
+		}
+		if err := restoreFile(path, original); err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", path, err))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-func restoreFile(kept string) error {
-	original := strings.TrimSuffix(kept, keptSuffix)
+// restoreList is for a list that has been chained in its place.
+func restoreList(kept, original string) error {
+	was, err := read(kept)
+	if err != nil {
+		return os.Remove(kept) // nothing that could be restored
+	}
+	now, err := read(original)
+	if err != nil || !now.list.unchain() || !now.list.same(was.list) {
+		return os.Remove(kept) // its owner has written it anew, or taken it away
+	}
+	return os.Rename(kept, original)
+}
+
+// restoreSingle is for a single plugin with a list in its place.
+func restoreSingle(kept, original string) error {
 	data, err := os.ReadFile(kept)
 	if err != nil {
 		return err

@@ -5,8 +5,9 @@
 // It owns that program and that entry, and nothing else in either directory. The runtime
 // uses the first file of the directory in the order of their names that it can read
 // (libcni's and containerd's rule); a file with a single plugin, which has no list, is
-// replaced by one with a list and kept beside it, to be restored. Every file is replaced
-// by renaming, so that the runtime never reads half of one.
+// replaced by one with a list. The file as it was is kept beside it, to be restored byte
+// for byte unless its owner has changed it since. Every file is replaced by renaming, so
+// that the runtime never reads half of one.
 //
 // It knows no pods; cmd/ambit-cni's node agent runs it, in ztunnel/cni.
 package installer
@@ -155,6 +156,11 @@ func (i *Installer) installEntry() (string, error) {
 		return "", err
 	}
 	if f.isList {
+		if !f.chained {
+			if err := replace(f.path+keptSuffix, f.raw, f.mode); err != nil {
+				return "", err
+			}
+		}
 		return f.path, replace(f.path, data, f.mode)
 	}
 	list, err := listName(f.path)
@@ -168,8 +174,8 @@ func (i *Installer) installEntry() (string, error) {
 	return list, os.Rename(f.path, f.path+keptSuffix)
 }
 
-// Uninstall takes the entry out of every configuration, restores single ones, and
-// removes the program. It goes on after an error.
+// Uninstall restores the configurations as they were, takes the entry out of those that
+// have changed since, and removes the program. It goes on after an error.
 func (i *Installer) Uninstall() error {
 	i.installed.Store(false)
 	errs := []error{i.restore()}

@@ -137,8 +137,8 @@ func TestListIsChainedAndRestored(t *testing.T) {
 		t.Errorf("program: %v, %v", stat, err)
 	}
 	n.uninstall()
-	if !sameJSON([]byte(n.read("10-flannel.conflist")), []byte(flannel)) {
-		t.Errorf("restored: got %s, want the meaning of %s", n.read("10-flannel.conflist"), flannel)
+	if n.read("10-flannel.conflist") != flannel {
+		t.Errorf("restored: got %s, want %s", n.read("10-flannel.conflist"), flannel)
 	}
 	if n.names(n.conf) != before || n.names(n.bin) != "" {
 		t.Errorf("left behind: %q, %q, want %q", n.names(n.conf), n.names(n.bin), before)
@@ -224,6 +224,26 @@ func TestListNextToSingle(t *testing.T) {
 	}
 }
 
+// TestListIsWrittenAnew: what is restored is what its owner wrote last.
+func TestListIsWrittenAnew(t *testing.T) {
+	n := newNode(t)
+	n.write("10.conflist", flannel)
+	n.install()
+	other := strings.Replace(flannel, "portmap", "bandwidth", 1)
+	n.write("10.conflist", other)
+	n.install()
+	n.uninstall()
+	if n.names(n.conf) != "10.conflist" || n.read("10.conflist") != other {
+		t.Errorf("chained again: restored %q: %s", n.names(n.conf), n.read("10.conflist"))
+	}
+	n.install()
+	n.write("10.conflist", flannel)
+	n.uninstall() // before it was seen
+	if n.names(n.conf) != "10.conflist" || n.read("10.conflist") != flannel {
+		t.Errorf("restored %q: %s", n.names(n.conf), n.read("10.conflist"))
+	}
+}
+
 // TestEntryIsRepaired: an older version's entry, or a doubled one.
 func TestEntryIsRepaired(t *testing.T) {
 	n := newNode(t)
@@ -250,7 +270,7 @@ func TestRunFollows(t *testing.T) {
 	n.eventually("its owner writes it again", func() bool { return n.plugins("50-net.conflist") == "flannel portmap ambit-cni" })
 	n.write("10-net.conf", ptp)
 	n.eventually("another comes first", func() bool {
-		return n.names(n.conf) == "10-net.conf"+keptSuffix+" 10-net.conflist 50-net.conflist"
+		return n.names(n.conf) == "10-net.conf"+keptSuffix+" 10-net.conflist 50-net.conflist 50-net.conflist"+keptSuffix
 	})
 	must(t, os.Remove(filepath.Join(n.bin, PluginName)))
 	n.eventually("the program is removed", func() bool { return n.names(n.bin) == PluginName })
@@ -263,7 +283,7 @@ func TestRunFollows(t *testing.T) {
 		t.Errorf("program after an upgrade: %q, %v", data, err)
 	}
 	n.uninstall()
-	if n.names(n.conf) != "10-net.conf 50-net.conflist" || !sameJSON([]byte(n.read("50-net.conflist")), []byte(flannel)) {
+	if n.names(n.conf) != "10-net.conf 50-net.conflist" || n.read("50-net.conflist") != flannel {
 		t.Errorf("after uninstallation: %q", n.names(n.conf))
 	}
 }

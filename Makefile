@@ -40,6 +40,7 @@ demo: ## show the mesh at work, in network namespaces on this machine (KEEP=1 ke
 test: gatewayapi ## run all tests, with the race detector; says what was skipped and why
 	go -C integration/tools run ./testreport ../.. -race -shuffle=on $(TESTFLAGS) ./...
 	go -C integration/tools run ./testreport ../conformance -race -shuffle=on $(TESTFLAGS) . ./cmd/...
+	go -C integration/tools run ./testreport ../cluster/parts/runc -race -shuffle=on $(TESTFLAGS) ./noseccomp
 
 images: build ## build the container images into bin/images (HUB, TAG, ARCHS, SET; PUSH=1 pushes)
 	@$(images) --arch $(ARCHS) $(if $(SET),--set $(SET)) $(if $(PUSH),--push)
@@ -49,18 +50,22 @@ cluster-up: build ## start a Kubernetes of NODES=2 nodes on this machine, built 
 	@$(images) --arch $(arch)
 	@$(BIN)/cluster load $(BIN)/images/*
 
-cluster-down: ## end that Kubernetes; nothing of it is left
+cluster-down: ## end that Kubernetes, and those of tests; nothing of them is left
 	$(gobuild) ./integration/cluster/cmd/cluster
-	@$(BIN)/cluster down
+	@$(BIN)/cluster down && $(BIN)/cluster --name api down
 
-# The tests of what talks to an API server have one of their own, since they add
-# definitions; those that begin without any come first.
+# Tests of what talks to an API server, each line with a new one of its own: some
+# begin without any definitions, and all leave some. The cluster's own tests start
+# theirs.
 cluster-test: cluster-up ## prove the mesh on that Kubernetes (KEEP=1 leaves it installed)
-	@$(BIN)/cluster --name api up --control-plane-only
-	export AMBIT_TEST_KUBECONFIG=$$($(BIN)/cluster --name api kubeconfig); \
-	  go test -count=1 -p 1 -tags cluster -run TestCluster ./istiod/source ./istiod/status && go test -count=1 -tags cluster -run TestCluster ./istiod; \
-	  code=$$?; $(BIN)/cluster --name api down && exit $$code
+	go test -count=1 -tags cluster -run TestUp ./integration/cluster
+	$(call apitest,./istiod/source ./istiod/status)
+	$(call apitest,./istiod)
+	$(call apitest,./install/installer)
 	@$(BIN)/clustertest $(if $(KEEP),--keep)
+
+apitest = @$(BIN)/cluster --name api up --control-plane-only && trap '$(BIN)/cluster --name api down' EXIT && \
+  AMBIT_TEST_KUBECONFIG=$$($(BIN)/cluster --name api kubeconfig) go test -count=1 -p 1 -tags cluster -run TestCluster $(1)
 
 conformance: cluster-up ## run the Gateway API suite for meshes there (UPDATE=1 adds to expected.txt what passes; TEST=A,B)
 	@$(images) --arch $(arch) --set conformance

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path"
@@ -216,6 +217,34 @@ func TestDocumentsAreTrue(t *testing.T) {
 				t.Errorf("%s names %s, which does not exist", document, name)
 			}
 		}
+	}
+}
+
+// TestClusterTestsRun checks that make cluster-test names every package with
+// tests that need a cluster: without their tag nobody else misses them.
+func TestClusterTestsRun(t *testing.T) {
+	makefile, err := os.ReadFile("../../Makefile")
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := 0
+	err = filepath.WalkDir("../..", func(file string, _ fs.DirEntry, err error) error {
+		if err != nil || !strings.HasSuffix(file, "_test.go") {
+			return err
+		}
+		text, err := os.ReadFile(file)
+		if err != nil || !strings.HasPrefix(string(text), "//go:build cluster\n") {
+			return err
+		}
+		found++
+		dir := "./" + strings.TrimPrefix(filepath.ToSlash(filepath.Dir(file)), "../../")
+		if !regexp.MustCompile(`go test .*-tags cluster.* ` + regexp.QuoteMeta(dir) + `\n|call apitest,.*` + regexp.QuoteMeta(dir) + `\b`).Match(makefile) {
+			t.Errorf("no target runs %s", file)
+		}
+		return nil
+	})
+	if err != nil || found == 0 {
+		t.Errorf("%d files with the tag, %v", found, err)
 	}
 }
 

@@ -71,7 +71,7 @@ func (o BuildOptions) buildAll(ctx context.Context, missing []part, dirs map[str
 	if err := os.MkdirAll(o.CacheDir, 0o755); err != nil {
 		return err
 	}
-	lock, err := lockFile(filepath.Join(o.CacheDir, "lock"), os.O_CREATE|os.O_RDWR, func() {
+	lock, err := lockFile(ctx, filepath.Join(o.CacheDir, "lock"), os.O_CREATE|os.O_RDWR, func() {
 		fmt.Fprintln(o.Out, "waiting for another build to end")
 	})
 	if err != nil {
@@ -246,28 +246,29 @@ func hasSeccomp(ctx context.Context) bool {
 	return exec.CommandContext(ctx, tool, "--cflags", "--libs", "libseccomp").Run() == nil
 }
 
-// lockFile opens a file, or a directory, and locks it; note is told once that
-// somebody else has the lock.
-func lockFile(path string, flags int, note func()) (*os.File, error) {
+// lockFile opens a file, or a directory, and locks it, which it waits for until
+// ctx ends; note is told once that somebody else has the lock.
+func lockFile(ctx context.Context, path string, flags int, note func()) (*os.File, error) {
 	file, err := os.OpenFile(path, flags, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	err = syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
-	if errors.Is(err, syscall.EWOULDBLOCK) {
-		note()
-		err = ignoringEINTR(func() error { return syscall.Flock(int(file.Fd()), syscall.LOCK_EX) })
-	}
-	if err != nil {
-		return nil, errors.Join(&fs.PathError{Op: "lock", Path: path, Err: err}, file.Close())
-	}
-	return file, nil
-}
-
-func ignoringEINTR(f func() error) error {
+	tick := time.NewTicker(50 * time.Millisecond) // a flock that waits hears no signal
+	defer tick.Stop()
 	for {
-		if err := f(); !errors.Is(err, syscall.EINTR) {
-			return err
+		err = syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		if err == nil {
+			return file, nil
+		}
+		if !errors.Is(err, syscall.EWOULDBLOCK) {
+			return nil, errors.Join(&fs.PathError{Op: "lock", Path: path, Err: err}, file.Close())
+		}
+		note()
+		note = func() {}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil, errors.Join(context.Cause(ctx), file.Close())
 		}
 	}
 }

@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"io"
@@ -201,14 +202,14 @@ func TestProcess(t *testing.T) {
 
 func TestLock(t *testing.T) {
 	s := state{root: t.TempDir(), cluster: "c"}
-	first, err := s.lock(func() { t.Error("the first waits") })
+	first, err := s.lock(t.Context(), func() { t.Error("the first waits") })
 	if err != nil {
 		t.Fatal(err)
 	}
 	waiting := make(chan struct{})
 	second := make(chan error, 1)
 	go func() {
-		file, err := s.lock(func() { close(waiting) })
+		file, err := s.lock(t.Context(), func() { close(waiting) })
 		if err == nil {
 			_, err = os.Stat(s.dir() + ".lock") // the lock of a file that has a name
 			err = errors.Join(err, file.Close())
@@ -222,6 +223,19 @@ func TestLock(t *testing.T) {
 	_ = first.Close()
 	if err := <-second; err != nil {
 		t.Error(err)
+	}
+}
+
+func TestLockIsGivenUp(t *testing.T) {
+	s := state{root: t.TempDir(), cluster: "c"}
+	first, err := s.lock(t.Context(), func() { t.Error("the first waits") })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer first.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	if _, err := s.lock(ctx, cancel); !errors.Is(err, context.Canceled) {
+		t.Errorf("interrupted while it waited: %v", err)
 	}
 }
 

@@ -18,7 +18,9 @@ import (
 
 // Exec runs a command in the namespaces of a machine with the caller's standard
 // files, and returns its exit code. When the caller dies, the command does.
-func (c *Cluster) Exec(ctx context.Context, name string, args []string) (int, error) {
+// program is a file of the host that is run in the place of args[0], which the
+// machine need not have; nil if the command is the machine's own.
+func (c *Cluster) Exec(ctx context.Context, name string, args []string, program *os.File) (int, error) {
 	m, err := c.machine(name)
 	if err != nil {
 		return 0, err
@@ -38,7 +40,7 @@ func (c *Cluster) Exec(ctx context.Context, name string, args []string) (int, er
 			return err
 		}
 		var err error
-		code, err = run(ctx, tool, args)
+		code, err = run(ctx, tool, args, program)
 		return err
 	})
 	return code, err
@@ -78,18 +80,23 @@ func enterNamespaces(pid int) error {
 }
 
 // ExecCommand is the argument with which the tool, inside a machine, becomes
-// the command of [Cluster.Exec]. It is not for people.
-const ExecCommand = "machine-exec"
+// the command of [Cluster.Exec], and ExecProgram the flag with which that is a
+// program of the host. They are not for people.
+const (
+	ExecCommand = "machine-exec"
+	ExecProgram = "program"
+)
 
 // Descriptors that it is given besides the standard ones.
 const (
-	fdTool   = 3 // its own binary: no path in the machine may lead to it
-	fdParent = 4 // closed at the other end when the parent has died
+	fdTool    = 3 // its own binary: no path in the machine may lead to it
+	fdParent  = 4 // closed at the other end when the parent has died
+	fdProgram = 5 // the host's program; absent if the command is the machine's own
 )
 
 // run runs the command from the calling thread, which has moved, and hands on
 // no signal: an interrupt at the terminal reaches the command by itself.
-func run(ctx context.Context, tool *os.File, args []string) (int, error) {
+func run(ctx context.Context, tool *os.File, args []string, program *os.File) (int, error) {
 	alive, w, err := os.Pipe()
 	if err != nil {
 		return 0, err
@@ -101,6 +108,10 @@ func run(ctx context.Context, tool *os.File, args []string) (int, error) {
 	command.Dir, command.Env = "/", execEnvironment(os.Environ(), machineEnvironment())
 	command.Stdin, command.Stdout, command.Stderr = os.Stdin, os.Stdout, os.Stderr
 	command.ExtraFiles = []*os.File{tool, alive}
+	if program != nil {
+		command.ExtraFiles = append(command.ExtraFiles, program)
+		command.Args = slices.Insert(command.Args, 2, "--"+ExecProgram)
+	}
 	if inForeground(os.Stdin) {
 		// A shell wants to lead the group that the terminal listens to; ours has
 		// a leader that it cannot see.
@@ -126,7 +137,7 @@ func inForeground(file *os.File) bool {
 // BecomeCommand is what the tool does for [ExecCommand]. The command is to die
 // with its parent; the death signal cannot be set from there, as Go takes a
 // parent in another pid namespace for a dead one.
-func BecomeCommand(args []string) error {
+func BecomeCommand(args []string, program bool) error {
 	runtime.LockOSThread()
 	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0); err != nil {
 		return fmt.Errorf("set death signal: %w", err)
@@ -137,6 +148,11 @@ func BecomeCommand(args []string) error {
 	}
 	unix.CloseOnExec(fdTool)
 	unix.CloseOnExec(fdParent)
+	if program {
+		unix.CloseOnExec(fdProgram)
+		path := fmt.Sprintf("/proc/self/fd/%d", fdProgram)
+		return fmt.Errorf("%s: %w", args[0], syscall.Exec(path, args, os.Environ()))
+	}
 	path, err := exec.LookPath(args[0])
 	if err != nil {
 		return err

@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -83,7 +84,7 @@ func newNetNS(name string) error {
 // lockNetNSDir keeps other clusters from making the directory of names, or
 // removing it, at the same time.
 func lockNetNSDir() (*os.File, error) {
-	return lockFile(filepath.Dir(netNSDir), os.O_RDONLY, func() {})
+	return lockFile(context.Background(), filepath.Dir(netNSDir), os.O_RDONLY, func() {}) // nobody has it for long
 }
 
 // makeNetNSDir makes the directory as ip-netns(8) does: a mount of its own. Made

@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -76,15 +77,15 @@ func (s state) pid1(m machine) process {
 	return p
 }
 
-// lock takes the cluster's lock, and waits for it while note is told once that
-// somebody else has it.
-func (s state) lock(note func()) (*os.File, error) {
+// lock takes the cluster's lock, and waits for it until ctx ends; note is told
+// once that somebody else has it.
+func (s state) lock(ctx context.Context, note func()) (*os.File, error) {
 	path := s.dir() + ".lock"
 	for {
 		if err := os.MkdirAll(s.root, 0o755); err != nil {
 			return nil, err
 		}
-		file, err := lockFile(path, os.O_CREATE|os.O_RDWR, note)
+		file, err := lockFile(ctx, path, os.O_CREATE|os.O_RDWR, note)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // the last cluster has just taken the directory with it
 		}

@@ -35,7 +35,7 @@ func Up(ctx context.Context, config Config) (*Cluster, error) {
 		return nil, err
 	}
 	c := &Cluster{state: stateOf(config.Name), record: record{Config: config, Parts: parts}}
-	lock, err := c.state.lock(func() {
+	lock, err := c.state.lock(ctx, func() {
 		fmt.Fprintf(config.Out, "waiting for another command on cluster %s to end\n", config.Name)
 	})
 	if err != nil {
@@ -216,7 +216,7 @@ func mayRaiseLimits() bool {
 // Down ends the cluster of that name and removes all that it has, from
 // whatever state: nothing that is not there is an error. It says whether there
 // was anything.
-func Down(name string, note func(string)) (bool, error) {
+func Down(ctx context.Context, name string, note func(string)) (bool, error) {
 	if name == "" {
 		name = DefaultName
 	}
@@ -229,7 +229,7 @@ func Down(name string, note func(string)) (bool, error) {
 	c := &Cluster{state: stateOf(name), record: record{Config: Config{Name: name}}}
 	_, err := os.Stat(c.state.dir())
 	there := !errors.Is(err, fs.ErrNotExist)
-	lock, err := c.state.lock(func() {
+	lock, err := c.state.lock(ctx, func() {
 		note(fmt.Sprintf("waiting for another command on cluster %s to end", name))
 	})
 	if err != nil {
@@ -243,8 +243,8 @@ func Down(name string, note func(string)) (bool, error) {
 }
 
 // Down ends the cluster and removes all that it has.
-func (c *Cluster) Down() error {
-	_, err := Down(c.record.Name, func(string) {})
+func (c *Cluster) Down(ctx context.Context) error {
+	_, err := Down(ctx, c.record.Name, func(string) {})
 	return err
 }
 

@@ -110,7 +110,7 @@ func TestUpControlPlane(t *testing.T) {
 	config := testConfig(t)
 	config.ControlPlaneOnly = true
 	before, settings := traces(t, config.Name), hostSettings(t)
-	t.Cleanup(func() { _, _ = Down(config.Name, func(string) {}) })
+	t.Cleanup(func() { _, _ = Down(context.WithoutCancel(t.Context()), config.Name, func(string) {}) })
 	c, err := Up(t.Context(), config)
 	if err != nil {
 		t.Fatal(err)
@@ -137,11 +137,11 @@ func TestUpControlPlane(t *testing.T) {
 		t.Fatalf("up after a kill: %v", err)
 	}
 	kubectl(t, c, "get", "namespace", "default")
-	if err := c.Down(); err != nil {
+	if err := c.Down(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	checkNothingLeft(t, config.Name, before, settings)
-	if there, err := Down(config.Name, func(string) {}); there || err != nil {
+	if there, err := Down(context.WithoutCancel(t.Context()), config.Name, func(string) {}); there || err != nil {
 		t.Errorf("down of nothing: %t, %v", there, err)
 	}
 	checkNothingLeft(t, config.Name, before, settings)
@@ -152,7 +152,7 @@ func TestUpControlPlane(t *testing.T) {
 func TestUpInterrupted(t *testing.T) {
 	config := testConfig(t)
 	before, settings := traces(t, config.Name), hostSettings(t)
-	t.Cleanup(func() { _, _ = Down(config.Name, func(string) {}) })
+	t.Cleanup(func() { _, _ = Down(context.WithoutCancel(t.Context()), config.Name, func(string) {}) })
 	for _, after := range []time.Duration{30, 100, 200, 400, 800, 1500, 3000, 6000} {
 		after *= time.Millisecond
 		ctx, cancel := context.WithTimeout(t.Context(), after)
@@ -170,11 +170,30 @@ func TestUpInterrupted(t *testing.T) {
 		killer := time.AfterFunc(after, func() { _ = up.Process.Signal(syscall.SIGKILL) })
 		_ = up.Wait()
 		killer.Stop()
-		if _, err := Down(config.Name, func(string) {}); err != nil {
+		if _, err := Down(context.WithoutCancel(t.Context()), config.Name, func(string) {}); err != nil {
 			t.Errorf("down after up was killed after %s: %v", after, err)
 		}
 		checkNothingLeft(t, config.Name, before, settings)
 	}
+}
+
+// localProgram runs a program on n1 that is where only the host has one.
+func localProgram(t *testing.T, config Config) *exec.Cmd {
+	t.Helper()
+	dir, err := os.MkdirTemp("/var/tmp", "ambit-*") //nolint:usetesting // a node has a /var of its own
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	data, err := os.ReadFile("/bin/echo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	program := filepath.Join(dir, "say")
+	if err := os.WriteFile(program, data, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	return exec.CommandContext(t.Context(), config.Tool, "--name", config.Name, "exec", "--local", "n1", program, "hello")
 }
 
 // TestUpNodes: two nodes; a pod's volume, limits and name; exec, load, and what
@@ -182,7 +201,7 @@ func TestUpInterrupted(t *testing.T) {
 func TestUpNodes(t *testing.T) {
 	config := testConfig(t)
 	before, settings := traces(t, config.Name), hostSettings(t)
-	t.Cleanup(func() { _, _ = Down(config.Name, func(string) {}) })
+	t.Cleanup(func() { _, _ = Down(context.WithoutCancel(t.Context()), config.Name, func(string) {}) })
 	c, err := Up(t.Context(), config)
 	if err != nil {
 		t.Fatal(err)
@@ -207,6 +226,9 @@ func TestUpNodes(t *testing.T) {
 	if string(out) != "in" || command.ProcessState.ExitCode() != 42 {
 		t.Errorf("exec: output %q, %v; want the input, and exit code 42", out, err)
 	}
+	if out, err := localProgram(t, config).CombinedOutput(); err != nil || string(out) != "hello\n" {
+		t.Errorf("exec --local: output %q, %v", out, err)
+	}
 	// The archive that nodes start with can be loaded once more.
 	if err := c.Load(t.Context(), filepath.Join(c.record.Parts[imagesPart], "pause.tar")); err != nil {
 		t.Error(err)
@@ -227,7 +249,7 @@ func TestUpNodes(t *testing.T) {
 	if c, err = Up(t.Context(), config); err != nil {
 		t.Fatalf("up after a node was killed: %v", err)
 	}
-	if err := c.Down(); err != nil {
+	if err := c.Down(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	checkNothingLeft(t, config.Name, before, settings)
@@ -239,7 +261,7 @@ func TestUpFails(t *testing.T) {
 	config.ControlPlaneOnly = true
 	config.CacheDir = t.TempDir()
 	before, settings := traces(t, config.Name), hostSettings(t)
-	t.Cleanup(func() { _, _ = Down(config.Name, func(string) {}) })
+	t.Cleanup(func() { _, _ = Down(context.WithoutCancel(t.Context()), config.Name, func(string) {}) })
 	completed, err := config.completed()
 	if err != nil {
 		t.Fatal(err)
@@ -271,7 +293,7 @@ func TestUpFails(t *testing.T) {
 			t.Errorf("%q is not in the error: %v", want, err)
 		}
 	}
-	if _, err := Down(config.Name, func(string) {}); err != nil {
+	if _, err := Down(context.WithoutCancel(t.Context()), config.Name, func(string) {}); err != nil {
 		t.Fatal(err)
 	}
 	checkNothingLeft(t, config.Name, before, settings)

@@ -105,6 +105,7 @@ type pod struct {
 	Spec   struct{ NodeName string }
 	Status struct {
 		PodIP             string
+		Phase             string
 		Conditions        []condition
 		ContainerStatuses []struct{ RestartCount int }
 	}
@@ -279,7 +280,7 @@ func (t *test) capture(ctx context.Context, run func() error) ([]lab.Packet, err
 		return err
 	}
 	for _, node := range t.nodes {
-		c := t.program(ctx, "cluster", "exec", node, filepath.Join(t.programs, "lab"), "capture", "-i", "eth0")
+		c := t.program(ctx, "cluster", "exec", "--local", node, filepath.Join(t.programs, "lab"), "capture", "-i", "eth0")
 		input, inErr := c.StdinPipe()
 		out, outErr := c.StdoutPipe()
 		if err := errors.Join(inErr, outErr); err != nil {

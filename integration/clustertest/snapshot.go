@@ -216,7 +216,7 @@ func (t *test) snapshot(ctx context.Context) (state, error) {
 func (t *test) nodeStates(ctx context.Context) (map[string]nodeState, error) {
 	states := map[string]nodeState{}
 	for _, node := range t.nodes {
-		text, err := output(t.program(ctx, "cluster", "exec", node, filepath.Join(t.programs, "clustertest"), "snapshot"))
+		text, err := output(t.program(ctx, "cluster", "exec", "--local", node, filepath.Join(t.programs, "clustertest"), "snapshot"))
 		if err != nil {
 			return nil, err
 		}

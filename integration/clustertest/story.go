@@ -49,7 +49,11 @@ func (t *test) look(ctx context.Context) error {
 		return err
 	}
 	mesh := slices.ContainsFunc(t.before.api, func(line string) bool { return line == "Namespace <none> istio-system" })
-	return t.Check(len(t.nodes) >= 2 && !mesh, "two nodes, no mesh", strings.Join(t.nodes, " "))
+	saw := strings.Join(t.nodes, " ")
+	if mesh {
+		saw = "istio-system is there; ambitctl uninstall --purge removes an earlier installation"
+	}
+	return t.Check(len(t.nodes) >= 2 && !mesh, "two nodes, no mesh", saw)
 }
 
 func (t *test) install(ctx context.Context) error {
@@ -315,6 +319,9 @@ func (t *test) restart(ctx context.Context) error {
 			bad = append(bad, p.Metadata.Name)
 		}
 	}
+	if err := t.newcomer(ctx); err != nil {
+		return err
+	}
 	if err := t.Check(len(bad) == 0, "probes are green under STRICT, of old pods and new", fmt.Sprintf("%d pods; not ready or restarted: %v", len(pods), bad)); err != nil {
 		return err
 	}
@@ -326,6 +333,36 @@ func (t *test) restart(ctx context.Context) error {
 		return err
 	}
 	return t.Check(seen.Failed == 0, "they serve the mesh", fmt.Sprintf("%d requests, failed: %v", seen.Requests, seen.Errors))
+}
+
+// newcomer shows that a pod's first act is captured: under STRICT nobody answers
+// it otherwise. It tries once.
+func (t *test) newcomer(ctx context.Context) error {
+	if err := t.say(ctx, "-n", "bookinfo", "run", "newcomer", "--image=ambit-mesh/bookinfo/client:1", "--image-pull-policy=IfNotPresent",
+		"--restart=Never", "--", "http://details:9080/details/0"); err != nil {
+		return err
+	}
+	var p pod
+	err := await(ctx, "the newcomer ends", func(ctx context.Context) error {
+		if err := t.get(ctx, &p, "-n", "bookinfo", "pod", "newcomer"); err != nil {
+			return err
+		}
+		if p.Status.Phase != "Succeeded" && p.Status.Phase != "Failed" {
+			return errors.New("it is " + p.Status.Phase)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	said, err := t.kubectl(ctx, "-n", "bookinfo", "logs", "newcomer")
+	if err != nil {
+		return err
+	}
+	if _, err := t.kubectl(ctx, "-n", "bookinfo", "delete", "pod", "newcomer"); err != nil {
+		return err
+	}
+	return t.Check(p.Status.Phase == "Succeeded", "a new pod's first connection is captured", strings.TrimSpace(said))
 }
 
 func (t *test) canary(ctx context.Context) error {

@@ -79,19 +79,26 @@ processors, later starts less than a minute.
 			Use: cluster.InitCommand, Hidden: true,
 			RunE: func(c *cobra.Command, args []string) error { return cluster.Init(c.Context(), args) },
 		},
-		&cobra.Command{
-			Use: cluster.ExecCommand, Hidden: true, Args: cobra.MinimumNArgs(1),
-			RunE: func(_ *cobra.Command, args []string) error {
-				err := cluster.BecomeCommand(args)
-				if errors.Is(err, exec.ErrNotFound) {
-					fmt.Fprintln(os.Stderr, "cluster:", err)
-					return exitError(127) // as a shell
-				}
-				return err
-			},
-		},
+		becomeCommand(),
 	)
 	return root
+}
+
+func becomeCommand() *cobra.Command {
+	var program bool
+	c := &cobra.Command{
+		Use: cluster.ExecCommand, Hidden: true, Args: cobra.MinimumNArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			err := cluster.BecomeCommand(args, program)
+			if errors.Is(err, exec.ErrNotFound) {
+				fmt.Fprintln(os.Stderr, "cluster:", err)
+				return exitError(127) // as a shell
+			}
+			return err
+		},
+	}
+	c.Flags().BoolVar(&program, cluster.ExecProgram, false, "")
+	return c
 }
 
 func defaultName() string {
@@ -170,7 +177,7 @@ func downCommand(name *string) *cobra.Command {
 		Short: "End the cluster and remove all that it has, from whatever state",
 		Args:  cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			was, err := cluster.Down(*name, func(note string) { fmt.Fprintln(c.ErrOrStderr(), note) })
+			was, err := cluster.Down(c.Context(), *name, func(note string) { fmt.Fprintln(c.ErrOrStderr(), note) })
 			if err != nil {
 				return err
 			}
@@ -232,21 +239,33 @@ func kubectlCommand(name *string) *cobra.Command {
 }
 
 func execCommand(name *string) *cobra.Command {
+	var local bool
 	c := &cobra.Command{
-		Use:   "exec NODE|cp COMMAND [ARG...]",
+		Use:   "exec [--local] NODE|cp COMMAND [ARG...]",
 		Short: "Run a command in the namespaces of a node, or of the control plane",
 		Long: `Run a command in the namespaces of a node (n1, n2, ...) or of the control plane
 (cp). Its exit code is the command's. The cluster's binaries are on the PATH:
 
   cluster exec n1 ctr containers list
-  cluster exec n1 bash`,
+  cluster exec n1 bash
+
+A node has the files of the host but for /run, /opt and /var. With --local the
+command is a program of the host, wherever it is.`,
 		Args: cobra.MinimumNArgs(2),
 		RunE: attached(name, func(c *cobra.Command, k *cluster.Cluster, args []string) error {
 			machine, command := args[0], args[1:]
 			if len(command) > 1 && command[0] == "--" {
 				command = command[1:]
 			}
-			code, err := k.Exec(c.Context(), machine, command)
+			var program *os.File
+			if local {
+				var err error
+				if program, err = os.Open(command[0]); err != nil {
+					return err
+				}
+				defer program.Close()
+			}
+			code, err := k.Exec(c.Context(), machine, command, program)
 			if err != nil {
 				return err
 			}
@@ -256,6 +275,7 @@ func execCommand(name *string) *cobra.Command {
 			return nil
 		}),
 	}
+	c.Flags().BoolVar(&local, "local", false, "the command is a program of the host")
 	c.Flags().SetInterspersed(false) // what follows the command is the command's
 	return c
 }

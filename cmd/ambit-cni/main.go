@@ -16,6 +16,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/klog/v2"
 
 	"github.com/ambit-mesh/ambit/apis/mesh"
@@ -35,6 +36,7 @@ type flags struct {
 	logLevel                  string
 	systemNamespace           string
 	excluded                  []string
+	dns                       bool
 }
 
 func main() {
@@ -60,7 +62,8 @@ follows the labels of the node's pods and namespaces, programs the redirection o
 each enrolled pod and hands its network namespace to ztunnel.
 
 It runs in the host's network namespace. On SIGTERM it leaves everything as it is if
-its DaemonSet still exists, and removes everything if it does not.
+its DaemonSet still exists and selects the node, or if that cannot be found out, and
+removes everything otherwise.
 
 With --config-dir and --state-dir it reads manifests in the place of an API server,
 and installs no plugin.`,
@@ -75,17 +78,23 @@ and installs no plugin.`,
 		Long: `uninstall removes the CNI plugin, the redirection in every pod that an agent enrolled,
 and the host rules, and restores the container runtime's network configuration.
 Connections that are redirected are cut. It needs no API server; the annotation
-` + mesh.AnnotationRedirection + ` of the pods stays.`,
+` + mesh.AnnotationRedirection + ` of the pods stays.
+
+It is run on the node itself, as root, where the agent has installed the program:
+
+  /opt/cni/bin/ambit-cni uninstall
+
+With directories other than the usual ones, say which, as the chart's values do.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error { return uninstall(c.Context(), f) },
 	})
 	fs := c.PersistentFlags()
 	fs.StringVar(&f.runDir, "run-dir", mesh.CNIAgentRunDir, "directory of the plugin's socket and of pod records, the same on the host")
 	fs.StringVar(&f.zdsSocket, "zds-socket", mesh.ZDSSocketPath, "socket to which ztunnel connects")
-	fs.StringVar(&f.procDir, "proc-dir", "/host/proc", "the host's /proc, where pods' processes are looked for")
+	fs.StringVar(&f.procDir, "proc-dir", hostPath("/proc"), "the host's /proc, where pods' processes are looked for")
 	fs.StringVar(&f.netNSDir, "netns-dir", "/var/run/netns", "where the container runtime names network namespaces, the same on the host")
-	fs.StringVar(&f.binDir, "cni-bin-dir", "/host/opt/cni/bin", "the container runtime's directory of CNI plugins")
-	fs.StringVar(&f.confDir, "cni-conf-dir", "/host/etc/cni/net.d", "the container runtime's directory of network configurations")
+	fs.StringVar(&f.binDir, "cni-bin-dir", hostPath("/opt/cni/bin"), "the container runtime's directory of CNI plugins")
+	fs.StringVar(&f.confDir, "cni-conf-dir", hostPath("/etc/cni/net.d"), "the container runtime's directory of network configurations")
 	fs.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	fs = c.Flags()
 	fs.StringVar(&f.node, "node-name", os.Getenv("NODE_NAME"), "name of this node, default $NODE_NAME")
@@ -97,7 +106,17 @@ Connections that are redirected are cut. It needs no API server; the annotation
 	fs.StringVar(&f.metricsAddress, "metrics-address", "", "address of /metrics, empty = off")
 	fs.StringVar(&f.systemNamespace, "system-namespace", mesh.DefaultSystemNamespace, "namespace of the mesh's own pods")
 	fs.StringSliceVar(&f.excluded, "exclude-namespaces", []string{"kube-system"}, "namespaces whose pods are never captured")
+	fs.BoolVar(&f.dns, "dns-capture", false, "redirect what pods ask of resolvers to ztunnel, unless their annotation "+mesh.AnnotationDNSCapture+" says otherwise")
 	return c
+}
+
+// hostPath is where the agent's container has a directory of the host, or where the host
+// has it when this is the host.
+func hostPath(path string) string {
+	if _, err := os.Stat("/host/proc"); err != nil {
+		return path
+	}
+	return "/host" + path
 }
 
 // kubeletUID is the user that kubelets run as, and probe pods as.
@@ -135,6 +154,7 @@ func (f flags) config(log *slog.Logger, host *redirect.Host) cni.Config {
 	return cni.Config{
 		Exempt:    host.Exempt,
 		Scope:     cni.Scope{SystemNamespace: f.systemNamespace, ExcludedNamespaces: f.excluded},
+		DNS:       f.dns,
 		RunDir:    f.runDir,
 		ZDSSocket: f.zdsSocket,
 		Log:       log,
@@ -155,7 +175,7 @@ func runCluster(ctx context.Context, log *slog.Logger, f flags) error {
 	if err != nil {
 		return fmt.Errorf("no way to the API server: %w", err)
 	}
-	source, err := cni.NewKubernetes(log, f.node, api)
+	source, err := cni.NewKubernetes(log, f.node, types.NamespacedName{Namespace: f.systemNamespace, Name: f.daemonSet}, api)
 	if err != nil {
 		return err
 	}
@@ -168,10 +188,7 @@ func runCluster(ctx context.Context, log *slog.Logger, f flags) error {
 	agent := cni.New(cfg)
 	plugin = f.installer(log, agent.Installing())
 	node := cni.Cluster{
-		Agent: agent, Installer: plugin, Host: host, Log: log,
-		Wanted: func(ctx context.Context) (bool, error) {
-			return source.DaemonSet(ctx, f.systemNamespace, f.daemonSet)
-		},
+		Agent: agent, Installer: plugin, Host: host, Log: log, Wanted: source.Wanted,
 	}
 	return serveAll(ctx, f, agent, node.Run)
 }

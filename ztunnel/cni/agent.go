@@ -23,8 +23,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"github.com/ambit-mesh/ambit/ztunnel/netns"
 )
 
 // Config of an Agent.
@@ -32,6 +30,7 @@ type Config struct {
 	Source    Source
 	Annotate  Annotate
 	Scope     Scope
+	DNS       bool   // redirect what pods ask of resolvers, where a pod's annotation does not say
 	RunDir    string // the plugin's socket and the records of pods
 	ZDSSocket string // ztunnels connect here
 	// Exempt lets the node's probes of exactly these addresses pass the redirection; nil
@@ -190,9 +189,8 @@ func (a *Agent) load() error {
 		if rec.NetNS == "" {
 			continue
 		}
-		if e.ns, err = netns.Open(rec.NetNS); err != nil {
-			a.cfg.Log.Warn("namespace of an enrolled pod is lost", "pod", e.name(), "error", err)
-			e.record.NetNS, err = "", nil
+		if _, lost := e.open(); lost != nil {
+			a.cfg.Log.Warn("namespace of an enrolled pod is lost", "pod", e.name(), "error", lost)
 		}
 	}
 	return err

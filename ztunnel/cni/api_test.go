@@ -11,6 +11,7 @@ import (
 	"sync"
 	"testing"
 
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
 )
 
@@ -42,12 +43,15 @@ func newAPIServer(t *testing.T) *apiServer {
 
 func (s *apiServer) config() *rest.Config { return &rest.Config{Host: s.server.URL} }
 
-// refuseWith makes every answer an error; what is watched is cut off.
+// refuseWith makes every answer an error. Watches end when the server is away, and go on
+// when permissions are.
 func (s *apiServer) refuseWith(status int) {
 	s.mu.Lock()
 	s.refuse = status
 	s.mu.Unlock()
-	s.server.CloseClientConnections()
+	if status != http.StatusForbidden && status != http.StatusUnauthorized {
+		s.server.CloseClientConnections()
+	}
 }
 
 func (s *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -100,7 +104,7 @@ func (s *apiServer) watch(w http.ResponseWriter, r *http.Request) {
 	events := make(chan map[string]any, 1000)
 	s.mu.Lock()
 	s.watches = append(s.watches, r.URL.Path+"?"+q.Get("fieldSelector"))
-	kind := strings.TrimPrefix(r.URL.Path, "/api/v1/")
+	kind := r.URL.Path[strings.LastIndex(r.URL.Path, "/")+1:]
 	if q.Get("sendInitialEvents") == "true" {
 		for _, path := range slices.Sorted(maps.Keys(s.objects)) {
 			if o := s.objects[path]; kindOf(path) == kind {
@@ -134,9 +138,13 @@ func (s *apiServer) watch(w http.ResponseWriter, r *http.Request) {
 // view is the object as it is sent: of namespaces only the metadata is asked for.
 func view(kind string, o map[string]any) map[string]any {
 	o = maps.Clone(o)
-	o["apiVersion"], o["kind"] = "v1", "Pod"
-	if kind == "namespaces" {
+	switch kind {
+	case "namespaces":
 		o["apiVersion"], o["kind"] = "meta.k8s.io/v1", "PartialObjectMetadata"
+	case "daemonsets":
+		o["apiVersion"], o["kind"] = "apps/v1", "DaemonSet"
+	default:
+		o["apiVersion"], o["kind"] = "v1", "Pod"
 	}
 	return o
 }
@@ -147,6 +155,8 @@ func kindOf(path string) string {
 		return "pods"
 	case strings.HasPrefix(path, "/api/v1/namespaces/"):
 		return "namespaces"
+	case strings.Contains(path, "/daemonsets/"):
+		return "daemonsets"
 	}
 	return "others"
 }
@@ -237,7 +247,12 @@ func (s *apiServer) annotation(path, key string) string {
 	return value
 }
 
-const daemonSetPath = "/apis/apps/v1/namespaces/istio-system/daemonsets/ambit-cni"
+const (
+	daemonSetPath = "/apis/apps/v1/namespaces/istio-system/daemonsets/ambit-cni"
+	nodePath      = "/api/v1/nodes/n1"
+)
+
+var ownDaemonSet = types.NamespacedName{Namespace: "istio-system", Name: "ambit-cni"}
 
 func namespacePath(name string) string { return "/api/v1/namespaces/" + name }
 
@@ -252,11 +267,14 @@ func (s *apiServer) namespace(name, mode string) {
 	s.set(namespacePath(name), map[string]any{"metadata": map[string]any{"name": name, "labels": labels}})
 }
 
-func (s *apiServer) daemonSet(meta map[string]any) {
-	if meta == nil {
-		s.set(daemonSetPath, nil)
-		return
-	}
+// daemonSet sets the agent's, with the spec of its pods.
+func (s *apiServer) daemonSet(meta, pod map[string]any) {
 	meta["name"], meta["namespace"] = "ambit-cni", "istio-system"
-	s.set(daemonSetPath, map[string]any{"apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata", "metadata": meta})
+	o := object("apps/v1", "DaemonSet", meta)
+	o["spec"] = map[string]any{"template": map[string]any{"spec": pod}}
+	s.set(daemonSetPath, o)
+}
+
+func object(version, kind string, meta map[string]any) map[string]any {
+	return map[string]any{"apiVersion": version, "kind": kind, "metadata": meta}
 }

@@ -144,13 +144,16 @@ func (p *pod) write() {
 
 func (p *pod) key() manifest.Key { return manifest.Key{Kind: "Pod", Namespace: "shop", Name: p.name} }
 
-const prev = `{"cniVersion":"1.1.0","ips":[{"address":"10.244.0.9/32"}],"extra":{"kept":true}}`
+// prev is the result of the plugin that has made the pod's interface.
+func (p *pod) prev() string {
+	return fmt.Sprintf(`{"cniVersion":"1.1.0","ips":[{"address":"%s/32"}],"extra":{"kept":true}}`, p.Addr)
+}
 
 func (p *pod) cniArgs() *skel.CmdArgs {
 	return &skel.CmdArgs{
 		Netns:     p.Path,
 		Args:      "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=" + p.name + ";K8S_POD_UID=" + p.uid,
-		StdinData: fmt.Appendf(nil, `{"cniVersion":"1.1.0","name":"lab","type":"ambit-cni","cni_agent_run_dir":%q,"prevResult":%s}`, p.b.runDir(), prev),
+		StdinData: fmt.Appendf(nil, `{"cniVersion":"1.1.0","name":"lab","type":"ambit-cni","cni_agent_run_dir":%q,"prevResult":%s}`, p.b.runDir(), p.prev()),
 	}
 }
 
@@ -158,7 +161,7 @@ func (p *pod) cniArgs() *skel.CmdArgs {
 func (p *pod) add() error {
 	var out bytes.Buffer
 	err := pluginAdd(p.cniArgs(), &out)
-	if err == nil && out.String() != prev {
+	if err == nil && out.String() != p.prev() {
 		return fmt.Errorf("result is %s, want prevResult unchanged", out.String())
 	}
 	return err

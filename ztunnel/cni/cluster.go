@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
 	"github.com/ambit-mesh/ambit/ztunnel/cni/installer"
 	"github.com/ambit-mesh/ambit/ztunnel/redirect"
@@ -29,11 +28,10 @@ type Cluster struct {
 	Agent     *Agent
 	Installer *installer.Installer
 	Host      *redirect.Host
-	// Wanted says whether the agent's DaemonSet is still wanted.
+	// Wanted says whether the node is to have an agent.
 	Wanted func(context.Context) (bool, error)
 	Log    *slog.Logger
-	// AskFor is how long to go on asking when the API server refuses to answer or does
-	// not; 0 = 4 s.
+	// AskFor is how long to go on asking when that cannot be said; 0 = 4 s.
 	AskFor time.Duration
 }
 
@@ -90,36 +88,26 @@ func (c Cluster) install(ctx context.Context) error {
 	return nil
 }
 
-// removed says whether the agent ends because its DaemonSet is being removed.
-//
-// A refused answer counts as removal, if it stays refused for a while: who removes the
-// agent removes its permissions with it, often before its pods have ended (Helm deletes
-// roles and service accounts right after DaemonSets). Taking that for a restart would
-// leave a node on which no pod starts, and pods whose traffic goes nowhere; the reverse
-// mistake lets pods out of the mesh until the next agent enrols them again. No answer at
-// all counts as a restart: of the node, for example.
+// removed says whether the agent ends because its node is to have none. Nobody who can
+// say so is asked for long, and then it is taken for a restart: to let pods out of the
+// mesh by mistake is worse than to keep them in it. What is left then on a node whose
+// agent was removed, ambit-cni uninstall removes.
 func (c Cluster) removed(ctx context.Context) bool {
 	ctx, cancel := context.WithTimeout(ctx, cmp.Or(c.AskFor, askFor))
 	defer cancel()
 	tick := time.NewTicker(askEvery)
 	defer tick.Stop()
-	refused := false
 	for {
 		wanted, err := c.Wanted(ctx)
-		switch {
-		case err == nil:
+		if err == nil {
 			c.Log.Info("agent ends", "removed", !wanted)
 			return !wanted
-		case apierrors.IsForbidden(err), apierrors.IsUnauthorized(err):
-			refused = true
-		case ctx.Err() == nil:
-			refused = false
 		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			c.Log.Warn("agent ends, and its DaemonSet could not be asked for", "removed", refused, "error", err)
-			return refused
+			c.Log.Warn("agent ends, and its DaemonSet could not be asked for: everything stays as it is", "error", err)
+			return false
 		}
 	}
 }

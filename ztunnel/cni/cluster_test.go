@@ -89,7 +89,8 @@ func (c *cluster) wantClean(p *pod) {
 
 func TestClusterRestartChangesNothing(t *testing.T) {
 	c, p, z := enrolled(t)
-	for _, refuse := range []int{0, http.StatusServiceUnavailable} {
+	// A pod that is deleted by force has no valid token any more: 401.
+	for _, refuse := range []int{0, http.StatusServiceUnavailable, http.StatusForbidden, http.StatusUnauthorized} {
 		c.api.refuseWith(refuse)
 		z.end()
 		c.stop()
@@ -134,29 +135,51 @@ func TestClusterRecordsLost(t *testing.T) {
 }
 
 func TestClusterRemoval(t *testing.T) {
+	ending := map[string]any{"deletionTimestamp": "2026-11-23T10:00:00Z"}
 	for _, tc := range []struct {
 		name   string
 		change func(*cluster)
+		refuse int    // what the API server answers when the change has been seen
 		keeps  string // the annotation
 	}{
-		{name: "DaemonSet gone", change: func(c *cluster) { c.api.daemonSet(nil) }},
-		{name: "DaemonSet being deleted", change: func(c *cluster) {
-			c.api.daemonSet(map[string]any{"deletionTimestamp": "2026-11-23T10:00:00Z"})
-		}},
+		{name: "DaemonSet gone", change: func(c *cluster) { c.api.set(daemonSetPath, nil) }},
+		{name: "DaemonSet being deleted", change: func(c *cluster) { c.api.daemonSet(ending, nil) }},
 		{name: "namespace being deleted", change: func(c *cluster) {
 			c.api.set(namespacePath("istio-system"), map[string]any{"metadata": map[string]any{
 				"name": "istio-system", "deletionTimestamp": "2026-11-23T10:00:00Z",
 			}})
-			// Its event comes after, and so tells when that one has been taken.
-			c.api.namespace("shop", "")
-			c.annotated(c.first, "label removed", "")
 		}},
-		{name: "permissions gone", change: func(c *cluster) { c.api.refuseWith(http.StatusForbidden) }, keeps: mesh.RedirectionEnabled},
-		{name: "service account gone", change: func(c *cluster) { c.api.refuseWith(http.StatusUnauthorized) }, keeps: mesh.RedirectionEnabled},
+		{name: "node not selected any more", change: func(c *cluster) {
+			c.api.daemonSet(map[string]any{}, map[string]any{"nodeSelector": map[string]any{"disk": "ssd"}})
+		}},
+		{name: "permissions gone after the DaemonSet", change: func(c *cluster) {
+			c.api.set(daemonSetPath, nil)
+		}, refuse: http.StatusForbidden, keeps: mesh.RedirectionEnabled},
+		{name: "service account gone, the DaemonSet being deleted", change: func(c *cluster) {
+			c.api.daemonSet(ending, nil)
+		}, refuse: http.StatusUnauthorized, keeps: mesh.RedirectionEnabled},
+		{name: "API server away after the DaemonSet", change: func(c *cluster) {
+			c.api.set(daemonSetPath, nil)
+		}, refuse: http.StatusServiceUnavailable, keeps: mesh.RedirectionEnabled},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			c, p, z := enrolled(t)
-			tc.change(c)
+			if tc.refuse == 0 {
+				tc.change(c)
+				c.eventually("the change is seen", func() bool {
+					wanted, err := c.ask(t.Context())
+					return err == nil && !wanted
+				})
+			} else {
+				// Refused first, so that only the watch can tell.
+				c.api.refuseWith(http.StatusForbidden)
+				tc.change(c)
+				c.eventually("the watch tells", func() bool {
+					wanted, err := c.ask(t.Context())
+					return err == nil && !wanted
+				})
+				c.api.refuseWith(tc.refuse)
+			}
 			c.stopWithClock()
 			c.wantClean(p)
 			if got := c.api.annotation(podPath("web"), mesh.AnnotationRedirection); got != tc.keeps {
@@ -170,7 +193,7 @@ func TestClusterRemoval(t *testing.T) {
 func TestClusterRemovalWithoutZtunnel(t *testing.T) {
 	c, p, z := enrolled(t)
 	z.end()
-	c.api.daemonSet(nil)
+	c.api.set(daemonSetPath, nil)
 	c.stopWithClock()
 	c.wantClean(p)
 }
@@ -184,6 +207,9 @@ func TestPurge(t *testing.T) {
 	defer p.open()() // does not keep the rules
 	z.end()
 	c.stop()
+	for _, name := range []string{"killed.json.new", "broken.json"} {
+		must(t, os.WriteFile(filepath.Join(c.runDir(), "pods", name), []byte("{"), 0o600))
+	}
 	must(t, Purge(t.Context(), testLog(t), c.runDir(), c.zdsPath(), c.node.proc, c.node.finder().Find))
 	must(t, (&redirect.Host{}).Remove())
 	if p.captured() || named.captured() {

@@ -1,7 +1,6 @@
 package cni
 
 import (
-	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -49,6 +48,9 @@ func (e *entry) know(p Pod, scope Scope) {
 	if e.known && scope.captures(e.pod).captured != scope.captures(p).captured {
 		e.stopTimer()
 		e.failures, e.err = 0, nil
+	}
+	if e.known && e.pod.Annotations[mesh.AnnotationDNSCapture] != p.Annotations[mesh.AnnotationDNSCapture] {
+		e.verified = false // the rules have to be others
 	}
 	e.pod, e.known, e.seen = p, true, true
 	e.annotation = p.Annotations[mesh.AnnotationRedirection]
@@ -102,17 +104,16 @@ func (a *Agent) facts(e *entry) facts {
 	}
 }
 
-// open opens the namespace that the container runtime named.
+// open opens the namespace that the container runtime named. One that is not the pod's
+// any more is lost.
 func (e *entry) open() (*netns.NS, error) {
 	if e.ns != nil {
 		return e.ns, nil
 	}
-	ns, err := netns.Open(e.record.NetNS)
+	ns, err := openPodNS(e.record.NetNS, e.addresses())
 	if err != nil {
+		e.record.NetNS = ""
 		return nil, fmt.Errorf("network namespace: %w", err)
-	}
-	if err := ns.Check(); err != nil {
-		return nil, errors.Join(fmt.Errorf("%s: %w", e.record.NetNS, err), ns.Close())
 	}
 	e.ns = ns
 	return ns, nil

@@ -126,21 +126,20 @@ func (a *Agent) add(ctx context.Context, rec record) error {
 
 // remember takes the record and lets result wait for the pod.
 func (a *Agent) remember(rec record, result chan error) {
-	rec.NetNS = a.hostPath(rec.NetNS)
-	ns, err := netns.Open(rec.NetNS)
-	if err == nil {
-		defer func() { _ = ns.Close() }()
-		err = ns.Check()
-	}
-	if err != nil {
-		result <- fmt.Errorf("network namespace: %w", err)
-		return
-	}
 	e := a.entry(rec.UID)
-	if e.ns != nil && e.ns.Same(ns) {
-		rec.Enrolled, rec.MigrateWasOff = e.record.Enrolled, e.record.MigrateWasOff
+	rec.NetNS = a.hostPath(rec.NetNS)
+	ns, err := openPodNS(rec.NetNS, rec.IPs)
+	if err != nil {
+		err = fmt.Errorf("network namespace: %w", err)
+		if e.reachable() {
+			result <- err
+			return
+		}
+		// A pod outside the mesh does not need it, and others are told in the end.
+		rec.NetNS, rec.Enrolled, rec.MigrateWasOff = "", e.record.Enrolled, e.record.MigrateWasOff
 	} else {
-		a.abandon(e)
+		defer func() { _ = ns.Close() }()
+		a.assign(e, &rec, ns)
 	}
 	if err := a.records.save(rec); err != nil {
 		result <- fmt.Errorf("pod record: %w", err)
@@ -148,11 +147,49 @@ func (a *Agent) remember(rec record, result chan error) {
 	}
 	e.record, e.recorded, e.deleted, e.lost = rec, true, false, false
 	e.stopTimer()
-	e.failures, e.err = 0, nil
+	e.failures, e.err = 0, err
 	if e.waiters == nil {
 		e.waiters = map[chan error]bool{}
 	}
 	e.waiters[result] = true
+	a.reconcile(e)
+}
+
+// assign makes the namespace the pod's, whoever had it: what an address out of date has
+// led to goes from one pod to the other with the rules in it.
+func (a *Agent) assign(e *entry, rec *record, ns *netns.NS) {
+	same := e.ns != nil && e.ns.Same(ns)
+	for _, other := range a.entries {
+		if !other.holds(ns) {
+			continue
+		}
+		rec.Enrolled = rec.Enrolled || other.record.Enrolled
+		rec.MigrateWasOff = rec.MigrateWasOff || other.record.MigrateWasOff
+		if other != e {
+			a.cfg.Log.Warn("namespace belongs to another pod", "pod", e.name(), "taken_from", other.name(), "namespace", ns.String())
+			a.withdraw(other)
+		}
+	}
+	if same {
+		return
+	}
+	a.abandon(e)
+	if rec.Enrolled {
+		e.stage = stageProgrammed // at worst; to be verified
+	}
+}
+
+// withdraw takes the pod's namespace from it.
+func (a *Agent) withdraw(e *entry) {
+	e.recorded, e.record.Enrolled, e.record.MigrateWasOff = false, false, false
+	if err := a.records.remove(e.uid); err != nil {
+		a.cfg.Log.Warn("pod record not removed", "pod", e.name(), "error", err)
+	}
+	if e.ns != nil { // handed to a ztunnel or programmed
+		a.metrics.reconciled("delete")
+		a.sendDel(e)
+		a.abandon(e)
+	}
 	a.reconcile(e)
 }
 
@@ -171,19 +208,6 @@ func (a *Agent) hostPath(path string) string {
 		return filepath.Join(a.cfg.ProcDir, rest)
 	}
 	return path
-}
-
-// isIn says whether the path names the pod's namespace.
-func (e *entry) isIn(path string) bool {
-	if e.record.NetNS == path {
-		return true
-	}
-	ns, err := netns.Open(path)
-	if err != nil {
-		return false
-	}
-	defer func() { _ = ns.Close() }()
-	return e.ns != nil && e.ns.Same(ns)
 }
 
 // giveUp says why a pod could not start in time, and leaves it to be reconciled.
@@ -205,19 +229,11 @@ func (a *Agent) giveUp(e *entry) error {
 func (a *Agent) del(_ context.Context, rec record) error {
 	a.post(func() {
 		e := a.entries[rec.UID]
-		if e == nil || !e.recorded || !e.isIn(a.hostPath(rec.NetNS)) {
-			return
+		path := a.hostPath(rec.NetNS)
+		if e != nil && e.recorded && (e.record.NetNS == path || e.ns != nil && leadsTo(path, e.ns)) {
+			e.deleted = true
+			a.withdraw(e)
 		}
-		e.recorded, e.deleted = false, true
-		if err := a.records.remove(e.uid); err != nil {
-			a.cfg.Log.Warn("pod record not removed", "pod", e.name(), "error", err)
-		}
-		if e.ns != nil { // handed to a ztunnel or programmed
-			a.metrics.reconciled("delete")
-			a.sendDel(e)
-			a.abandon(e)
-		}
-		a.reconcile(e)
 	})
 	return nil
 }

@@ -3,13 +3,9 @@ package cni
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
-	"net"
-	"net/netip"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -29,23 +25,16 @@ type Finder struct {
 // container runtime named it, and in either case if it has an address of the pod and is
 // not the host's.
 func (n Finder) Find(ctx context.Context, pods []Pod) map[string]Found {
-	found := map[string]Found{}
-	host, err := netns.Open(filepath.Join(n.ProcDir, "1/ns/net"))
-	if err != nil {
-		n.Log.Warn("host's network namespace not opened, so that no pod's can be told from it", "error", err)
-		return found
-	}
-	defer func() { _ = host.Close() }()
-	wanted := map[string]Pod{}
+	found, wanted := map[string]Found{}, map[string]Pod{}
 	for _, p := range pods {
 		wanted[p.UID] = p
 	}
-	n.findByProcess(ctx, host, wanted, found)
-	n.findByName(ctx, host, wanted, found)
+	n.findByProcess(ctx, wanted, found)
+	n.findByName(ctx, wanted, found)
 	return found
 }
 
-func (n Finder) findByProcess(ctx context.Context, host *netns.NS, wanted map[string]Pod, found map[string]Found) {
+func (n Finder) findByProcess(ctx context.Context, wanted map[string]Pod, found map[string]Found) {
 	entries, err := os.ReadDir(n.ProcDir)
 	if err != nil {
 		n.Log.Warn("processes not listed", "error", err)
@@ -67,7 +56,7 @@ func (n Finder) findByProcess(ctx context.Context, host *netns.NS, wanted map[st
 		if !ok || found[pod.UID].NS != nil {
 			continue
 		}
-		ns, err := openPodNS(filepath.Join(dir, "ns/net"), host, pod.IPs)
+		ns, err := openPodNS(filepath.Join(dir, "ns/net"), pod.IPs)
 		if err != nil {
 			if !errors.Is(err, os.ErrNotExist) {
 				n.Log.Debug("process is not in its pod's network namespace", "pod", pod.Namespace+"/"+pod.Name, "pid", e.Name(), "error", err)
@@ -81,7 +70,7 @@ func (n Finder) findByProcess(ctx context.Context, host *netns.NS, wanted map[st
 // findByName gives what was found a lasting name, and finds pods that have no process
 // that the node can see. Then the address alone has to tell, so that it must be in one
 // namespace only.
-func (n Finder) findByName(ctx context.Context, host *netns.NS, wanted map[string]Pod, found map[string]Found) {
+func (n Finder) findByName(ctx context.Context, wanted map[string]Pod, found map[string]Found) {
 	if n.NetNSDir == "" {
 		return
 	}
@@ -102,7 +91,7 @@ func (n Finder) findByName(ctx context.Context, host *netns.NS, wanted map[strin
 		if err != nil {
 			continue // it has gone
 		}
-		if uid := n.podOf(ns, host, wanted, found); uid != "" {
+		if uid := podOf(ns, wanted, found); uid != "" {
 			candidates[uid] = append(candidates[uid], Found{NS: ns, Path: path})
 			continue
 		}
@@ -127,72 +116,24 @@ func (n Finder) findByName(ctx context.Context, host *netns.NS, wanted map[strin
 	}
 }
 
-// podOf says whose the named namespace may be.
-func (n Finder) podOf(ns, host *netns.NS, wanted map[string]Pod, found map[string]Found) string {
-	if ns.Check() != nil || ns.Same(host) {
-		return ""
-	}
+// podOf says whose the named namespace may be; of nobody when two pods say that the
+// address is theirs: what one of them says is out of date.
+func podOf(ns *netns.NS, wanted map[string]Pod, found map[string]Found) string {
 	for uid, f := range found {
 		if f.NS.Same(ns) {
 			return uid
 		}
 	}
-	if len(found) == len(wanted) {
-		return ""
-	}
-	addrs, err := addressesIn(ns)
-	if err != nil {
-		return ""
-	}
+	owner := ""
 	for uid, p := range wanted {
-		if found[uid].NS == nil && slices.ContainsFunc(p.IPs, func(a netip.Addr) bool { return addrs[a] }) {
-			return uid
-		}
-	}
-	return ""
-}
-
-// openPodNS opens a namespace if it may be the pod's.
-func openPodNS(path string, host *netns.NS, ips []netip.Addr) (*netns.NS, error) {
-	ns, err := netns.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	if err := checkPodNS(ns, host, ips); err != nil {
-		return nil, errors.Join(err, ns.Close())
-	}
-	return ns, nil
-}
-
-func checkPodNS(ns, host *netns.NS, ips []netip.Addr) error {
-	if err := ns.Check(); err != nil {
-		return err
-	}
-	if ns.Same(host) {
-		return errors.New("the network namespace is the host's")
-	}
-	addrs, err := addressesIn(ns)
-	if err != nil {
-		return err
-	}
-	if !slices.ContainsFunc(ips, func(a netip.Addr) bool { return addrs[a] }) {
-		return fmt.Errorf("%s has none of the addresses %v", ns, ips)
-	}
-	return nil
-}
-
-func addressesIn(ns *netns.NS) (map[netip.Addr]bool, error) {
-	all := map[netip.Addr]bool{}
-	err := ns.Do(func() error {
-		addrs, err := net.InterfaceAddrs()
-		for _, a := range addrs {
-			if p, err := netip.ParsePrefix(a.String()); err == nil {
-				all[p.Addr().Unmap()] = true
+		if found[uid].NS == nil && checkPodNS(ns, p.IPs) == nil {
+			if owner != "" {
+				return ""
 			}
+			owner = uid
 		}
-		return err
-	})
-	return all, err
+	}
+	return owner
 }
 
 // podOfGroups reads the UID of a process's pod from its /proc/PID/cgroup, or returns

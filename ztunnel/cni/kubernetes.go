@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -29,7 +30,6 @@ import (
 var (
 	podResource       = schema.GroupVersionResource{Version: "v1", Resource: "pods"}
 	namespaceResource = schema.GroupVersionResource{Version: "v1", Resource: "namespaces"}
-	daemonSetResource = schema.GroupVersionResource{Group: "apps", Version: "v1", Resource: "daemonsets"}
 )
 
 // annotationMirror is on the object that stands for a pod of the kubelet's own (a static
@@ -37,13 +37,17 @@ var (
 const annotationMirror = "kubernetes.io/config.mirror"
 
 // Kubernetes is the Source of a cluster's node: the API server's pods of the node, and
-// the labels of all namespaces.
+// the labels of all namespaces. It knows, too, whether the agent's DaemonSet wants it.
 type Kubernetes struct {
 	log        *slog.Logger
+	node       string
+	daemonSet  types.NamespacedName // the agent's own
 	meta       metadata.Interface
+	core, apps *rest.RESTClient
 	pods       cache.SharedIndexInformer
 	namespaces cache.SharedIndexInformer
-	dirty      chan struct{} // holds a token when there is something new
+	daemonSets cache.SharedIndexInformer // of the one
+	dirty      chan struct{}             // holds a token when there is something new
 }
 
 // KubeConfig says how to reach the API server: as the file says, or as a pod does when
@@ -55,22 +59,25 @@ func KubeConfig(file string) (*rest.Config, error) {
 	return rest.InClusterConfig()
 }
 
-// NewKubernetes makes the source of a node. It does not talk to the API server yet.
-func NewKubernetes(log *slog.Logger, node string, config *rest.Config) (*Kubernetes, error) {
-	k := &Kubernetes{log: log, dirty: make(chan struct{}, 1)}
+// NewKubernetes makes the source of a node, for the agent of a DaemonSet. It does not
+// talk to the API server yet.
+func NewKubernetes(log *slog.Logger, node string, daemonSet types.NamespacedName, config *rest.Config) (*Kubernetes, error) {
+	k := &Kubernetes{log: log, node: node, daemonSet: daemonSet, dirty: make(chan struct{}, 1)}
 	config = rest.CopyConfig(config)
 	config.QPS = -1 // no queue of our own: pods are few, and retries wait longer each time
 	var err error
 	if k.meta, err = metadata.NewForConfig(config); err != nil {
 		return nil, fmt.Errorf("API client: %w", err)
 	}
-	pods, err := podClient(config)
-	if err != nil {
+	if k.core, err = restClient(config, "/api", corev1.SchemeGroupVersion, &corev1.Pod{}, &corev1.PodList{}, &corev1.Node{}); err != nil {
+		return nil, fmt.Errorf("API client: %w", err)
+	}
+	if k.apps, err = restClient(config, "/apis", appsv1.SchemeGroupVersion, &appsv1.DaemonSet{}, &appsv1.DaemonSetList{}); err != nil {
 		return nil, fmt.Errorf("API client: %w", err)
 	}
 	namespaces := k.meta.Resource(namespaceResource)
 	k.pods = cache.NewSharedIndexInformer(
-		cache.NewListWatchFromClient(pods, "pods", metav1.NamespaceAll, fields.OneTermEqualSelector("spec.nodeName", node)),
+		cache.NewListWatchFromClient(k.core, "pods", metav1.NamespaceAll, fields.OneTermEqualSelector("spec.nodeName", node)),
 		&corev1.Pod{}, 0, cache.Indexers{})
 	k.namespaces = cache.NewSharedIndexInformer(
 		&cache.ListWatch{
@@ -82,18 +89,20 @@ func NewKubernetes(log *slog.Logger, node string, config *rest.Config) (*Kuberne
 			},
 		},
 		&metav1.PartialObjectMetadata{}, 0, cache.Indexers{})
+	k.daemonSets = cache.NewSharedIndexInformer(
+		cache.NewListWatchFromClient(k.apps, "daemonsets", daemonSet.Namespace, fields.OneTermEqualSelector("metadata.name", daemonSet.Name)),
+		&appsv1.DaemonSet{}, 0, cache.Indexers{})
 	return k, k.prepare()
 }
 
-// podClient knows pods and nothing else of the API, to keep the other types out of the
-// program.
-func podClient(config *rest.Config) (*rest.RESTClient, error) {
+// restClient knows these types and nothing else of the API, to keep the others out of
+// the program.
+func restClient(config *rest.Config, path string, group schema.GroupVersion, types ...runtime.Object) (*rest.RESTClient, error) {
 	scheme := runtime.NewScheme()
-	if err := corev1.AddToScheme(scheme); err != nil {
-		return nil, err
-	}
+	scheme.AddKnownTypes(group, types...)
+	metav1.AddToGroupVersion(scheme, group)
 	c := rest.CopyConfig(config)
-	c.APIPath, c.GroupVersion = "/api", &corev1.SchemeGroupVersion
+	c.APIPath, c.GroupVersion = path, &group
 	c.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
 	c.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
 	return rest.RESTClientFor(c)
@@ -106,7 +115,7 @@ func (k *Kubernetes) prepare() error {
 		default:
 		}
 	}
-	for what, informer := range map[string]cache.SharedIndexInformer{"pods": k.pods, "namespaces": k.namespaces} {
+	for what, informer := range map[string]cache.SharedIndexInformer{"pods": k.pods, "namespaces": k.namespaces, "daemonsets": k.daemonSets} {
 		if err := informer.SetTransform(trim); err != nil {
 			return err
 		}
@@ -117,6 +126,9 @@ func (k *Kubernetes) prepare() error {
 		})
 		if err != nil {
 			return err
+		}
+		if informer == k.daemonSets {
+			continue // its state is looked up
 		}
 		if _, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
 			AddFunc:    func(any) { wake() },
@@ -134,7 +146,7 @@ func trim(o any) (any, error) {
 	switch o := o.(type) {
 	case *corev1.Pod:
 		annotations := map[string]string{}
-		for _, key := range []string{mesh.AnnotationRedirection, mesh.AnnotationSidecarStatus, annotationMirror} {
+		for _, key := range []string{mesh.AnnotationRedirection, mesh.AnnotationDNSCapture, mesh.AnnotationSidecarStatus, annotationMirror} {
 			if v, ok := o.Annotations[key]; ok {
 				annotations[key] = v
 			}
@@ -160,6 +172,7 @@ func (k *Kubernetes) Run(ctx context.Context, update func([]Pod)) error {
 	defer informers.Wait()
 	informers.Go(func() { k.pods.RunWithContext(ctx) })
 	informers.Go(func() { k.namespaces.RunWithContext(ctx) })
+	informers.Go(func() { k.daemonSets.RunWithContext(ctx) })
 	if !cache.WaitForCacheSync(ctx.Done(), k.pods.HasSynced, k.namespaces.HasSynced) {
 		return ctx.Err()
 	}
@@ -173,15 +186,16 @@ func (k *Kubernetes) Run(ctx context.Context, update func([]Pod)) error {
 	}
 }
 
-// list joins the pods with the labels of their namespaces.
+// list joins the pods with the labels of their namespaces. A pod whose namespace is not
+// known yet is left out: its labels alone do not say whether it is part of the mesh.
 func (k *Kubernetes) list() []Pod {
 	var pods []Pod
 	for _, o := range k.pods.GetStore().List() {
 		p := podFrom(o.(*corev1.Pod))
 		if ns, ok, _ := k.namespaces.GetStore().GetByKey(p.Namespace); ok {
 			p.NamespaceLabels = ns.(*metav1.PartialObjectMetadata).Labels
+			pods = append(pods, p)
 		}
-		pods = append(pods, p)
 	}
 	return pods
 }
@@ -251,20 +265,4 @@ func (k *Kubernetes) objectUID(pod Pod) types.UID {
 		return o.(*corev1.Pod).UID
 	}
 	return types.UID(pod.UID)
-}
-
-// DaemonSet says whether the agent's DaemonSet is wanted: there, and neither being
-// deleted nor in a namespace that is, where pods may go before what made them.
-func (k *Kubernetes) DaemonSet(ctx context.Context, namespace, name string) (wanted bool, err error) {
-	o, err := k.meta.Resource(daemonSetResource).Namespace(namespace).Get(ctx, name, metav1.GetOptions{})
-	if apierrors.IsNotFound(err) {
-		return false, nil
-	}
-	if err != nil {
-		return false, err
-	}
-	if ns, ok, _ := k.namespaces.GetStore().GetByKey(namespace); ok && ns.(*metav1.PartialObjectMetadata).DeletionTimestamp != nil {
-		return false, nil
-	}
-	return o.DeletionTimestamp == nil, nil
 }

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/rest"
 
 	"github.com/ambit-mesh/ambit/apis/mesh"
@@ -25,6 +26,7 @@ import (
 type cluster struct {
 	*bed
 	api  *apiServer
+	ask  func(context.Context) (wanted bool, err error) // the running agent's
 	node *fakeNode
 	conf string // directory
 	bin  string // directory
@@ -39,7 +41,8 @@ func newCluster(t *testing.T) *cluster {
 	must(t, os.MkdirAll(c.conf, 0o755))
 	must(t, os.WriteFile(filepath.Join(c.conf, "10-lab.conflist"), []byte(`{"name":"lab","plugins":[{"type":"ptp"}]}`), 0o600))
 	must(t, os.WriteFile(filepath.Join(b.dir, "program"), []byte("program"), 0o600))
-	c.api.daemonSet(map[string]any{})
+	c.api.set(nodePath, object("v1", "Node", map[string]any{"name": "n1", "labels": map[string]any{"kubernetes.io/os": "linux"}}))
+	c.api.daemonSet(map[string]any{}, nil)
 	t.Cleanup(func() {
 		if c.stop != nil {
 			c.api.refuseWith(http.StatusServiceUnavailable)
@@ -54,8 +57,9 @@ func newCluster(t *testing.T) *cluster {
 func (c *cluster) start(wait bool) *Agent {
 	c.t.Helper()
 	log := testLog(c.t)
-	source, err := NewKubernetes(log, "n1", c.api.config())
+	source, err := NewKubernetes(log, "n1", ownDaemonSet, c.api.config())
 	must(c.t, err)
+	c.ask = source.Wanted
 	host := &redirect.Host{}
 	var plugin *installer.Installer
 	cfg := Config{
@@ -78,7 +82,7 @@ func (c *cluster) start(wait bool) *Agent {
 	})
 	all := Cluster{
 		Agent: agent, Installer: plugin, Host: host, Log: log, AskFor: 700 * time.Millisecond,
-		Wanted: func(ctx context.Context) (bool, error) { return source.DaemonSet(ctx, "istio-system", "ambit-cni") },
+		Wanted: source.Wanted,
 	}
 	ctx, cancel := context.WithCancel(c.t.Context())
 	done := make(chan error, 1)
@@ -264,7 +268,7 @@ func TestClusterStaticPod(t *testing.T) {
 
 func TestClusterAnnotate(t *testing.T) {
 	c := newCluster(t)
-	source, err := NewKubernetes(testLog(t), "n1", c.api.config())
+	source, err := NewKubernetes(testLog(t), "n1", ownDaemonSet, c.api.config())
 	must(t, err)
 	p := c.pod("web", false)
 	for _, tc := range []struct {
@@ -308,11 +312,24 @@ func TestClusterAPIAway(t *testing.T) {
 	c.eventually("ADD succeeds", func() bool { return p.add() == nil })
 }
 
+// TestTrimKeepsWhatIsRead: what a pod's annotations decide, they decide in a cluster, too.
+func TestTrimKeepsWhatIsRead(t *testing.T) {
+	got, err := trim(&corev1.Pod{Annotations: map[string]string{
+		mesh.AnnotationDNSCapture: "true", mesh.AnnotationSidecarStatus: "{}", mesh.AnnotationRedirection: "enabled",
+		annotationMirror: "uid", "kubectl.kubernetes.io/last-applied-configuration": "{}",
+	}})
+	must(t, err)
+	p := podFrom(got.(*corev1.Pod))
+	if !p.capturesDNS(false) || p.UID != "uid" || len(p.Annotations) != 4 {
+		t.Errorf("got %+v", p)
+	}
+}
+
 func TestKubeConfig(t *testing.T) {
 	if _, err := KubeConfig(filepath.Join(t.TempDir(), "none")); err == nil {
 		t.Error("a kubeconfig that is not there is no error")
 	}
-	if _, err := NewKubernetes(testLog(t), "n1", &rest.Config{Host: ":no url"}); err == nil {
+	if _, err := NewKubernetes(testLog(t), "n1", ownDaemonSet, &rest.Config{Host: ":no url"}); err == nil {
 		t.Error("an address that is none is no error")
 	}
 }

@@ -64,56 +64,49 @@ func Purge(ctx context.Context, log *slog.Logger, runDir, zdsSocket, procDir str
 	recs := records{dir: filepath.Join(runDir, "pods")}
 	all, err := recs.load(log)
 	errs := []error{err}
-	var lost []Pod
+	spaces, lost := map[string]*netns.NS{}, []Pod(nil)
 	for _, rec := range all {
-		if rec.Enrolled && rec.NetNS == "" {
-			lost = append(lost, Pod{UID: rec.UID, Name: rec.Name, Namespace: rec.Namespace, IPs: rec.IPs})
-		}
-	}
-	found := map[string]Found{}
-	if find != nil && len(lost) > 0 {
-		found = find(ctx, lost)
-	}
-	for _, rec := range all {
-		if err := rec.purge(found[rec.UID].NS, procDir); err != nil {
-			errs = append(errs, fmt.Errorf("pod %s/%s: %w", rec.Namespace, rec.Name, err))
+		if !rec.Enrolled {
 			continue
 		}
-		errs = append(errs, recs.remove(rec.UID))
+		ns, err := openPodNS(rec.NetNS, rec.IPs)
+		if err != nil {
+			log.Info("namespace of an enrolled pod is lost", "pod", rec.Namespace+"/"+rec.Name, "error", err)
+			lost = append(lost, Pod{UID: rec.UID, Name: rec.Name, Namespace: rec.Namespace, IPs: rec.IPs})
+			continue
+		}
+		spaces[rec.UID] = ns
 	}
-	for _, f := range found {
-		errs = append(errs, f.NS.Close())
+	if find != nil && len(lost) > 0 {
+		for uid, f := range find(ctx, lost) {
+			spaces[uid] = f.NS
+		}
 	}
-	for _, path := range []string{filepath.Join(runDir, mesh.CNIAgentSocket), zdsSocket, recs.dir} {
+	for _, rec := range all {
+		err := error(nil)
+		if ns := spaces[rec.UID]; ns != nil { // else it has gone
+			err = errors.Join(rec.purge(ns, procDir), ns.Close())
+		}
+		if err == nil {
+			err = recs.remove(rec.UID)
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("pod %s/%s: %w", rec.Namespace, rec.Name, err))
+		}
+	}
+	for _, path := range []string{filepath.Join(runDir, mesh.CNIAgentSocket), zdsSocket} {
 		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 			errs = append(errs, err)
 		}
 	}
-	return errors.Join(errs...)
+	if err := errors.Join(errs...); err != nil {
+		return err // records that are left are for the next attempt
+	}
+	return os.RemoveAll(recs.dir)
 }
 
-// purge removes the redirection from the pod's namespace, which may be gone.
+// purge removes the redirection from the pod's namespace.
 func (r record) purge(ns *netns.NS, procDir string) error {
-	if !r.Enrolled {
-		return nil
-	}
-	if r.NetNS != "" {
-		opened, err := netns.Open(r.NetNS)
-		if errors.Is(err, os.ErrNotExist) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		defer func() { _ = opened.Close() }()
-		ns = opened
-	}
-	if ns == nil {
-		return nil // no process and no name of it
-	}
-	if err := ns.Check(); err != nil {
-		return err
-	}
 	if r.MigrateWasOff {
 		setMigrate(procDir, ns, "1", "0")
 	}

@@ -1,8 +1,12 @@
 package cni
 
 import (
+	"context"
+	"errors"
+	"fmt"
 	"net/http"
 	"strconv"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -72,11 +76,32 @@ func (a *Agent) Metrics() http.Handler {
 	return mux
 }
 
-// Health serves /healthz, and /readyz: 200 once the pods are known, both sockets are
+// healthLimit is how long the owner may take to hear.
+const healthLimit = 2 * time.Second
+
+// alive says whether the owner takes what is sent to it.
+func (a *Agent) alive(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, healthLimit)
+	defer cancel()
+	select {
+	case a.mail <- func() {}:
+		return nil
+	case <-a.done:
+		return errors.New("the agent has ended")
+	case <-ctx.Done():
+		return fmt.Errorf("the agent's owner has not answered within %s", healthLimit)
+	}
+}
+
+// Health serves /healthz: 200 while the owner answers; and /readyz: 200 once the pods are known, both sockets are
 // there, and the plugin is installed.
 func (a *Agent) Health() http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /healthz", func(http.ResponseWriter, *http.Request) {})
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) {
+		if err := a.alive(r.Context()); err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		}
+	})
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
 		if !a.zdsUp.Load() || !a.plugUp.Load() {
 			http.Error(w, "not ready: pods not known yet, or a socket is missing", http.StatusServiceUnavailable)

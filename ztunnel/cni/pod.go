@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/netip"
 	"slices"
+	"strconv"
 
 	"github.com/ambit-mesh/ambit/apis/mesh"
 )
@@ -16,6 +17,16 @@ type Pod struct {
 	IPs                                  []netip.Addr // as the API server knows them; the container runtime knows them earlier
 	HostNetwork                          bool
 	Ended                                bool // phase Succeeded or Failed: its addresses are not its own any more
+}
+
+// capturesDNS says whether what the pod asks of resolvers is redirected: what its
+// annotation mesh.AnnotationDNSCapture says, else the agent's default.
+func (p *Pod) capturesDNS(preset bool) bool {
+	wanted, err := strconv.ParseBool(p.Annotations[mesh.AnnotationDNSCapture])
+	if err != nil {
+		return preset
+	}
+	return wanted
 }
 
 // Source knows the pods of the node.

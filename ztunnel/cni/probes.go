@@ -38,8 +38,11 @@ func (p *probes) apply() error {
 	return p.exempt(slices.Concat(slices.Collect(maps.Values(p.pods))...))
 }
 
+// exempt does not know which addresses are exempt until it has succeeded: if the
+// namespace changes meanwhile, they are to be set, or dropped, once more.
 func (a *Agent) exempt(e *entry, addrs []netip.Addr) {
 	uid := e.uid
+	e.exempted = []netip.Addr{}
 	a.do(e, "exempt probes of", func(context.Context) error {
 		return a.probes.set(uid, addrs)
 	}, func() { e.exempted = addrs })

@@ -142,8 +142,8 @@ func TestPluginAsAProcess(t *testing.T) {
 		out, err := c.Output()
 		return string(out), err
 	}
-	if out, err := run("ADD"); err != nil || out != prev {
-		t.Errorf("ADD: got %s, %v, want %s", out, err, prev)
+	if out, err := run("ADD"); err != nil || out != p.prev() {
+		t.Errorf("ADD: got %s, %v, want %s", out, err, p.prev())
 	}
 	z.want("ADD", added(p))
 	for _, command := range []string{"CHECK", "STATUS", "DEL"} {
@@ -199,7 +199,7 @@ func FuzzParsePodArgs(f *testing.F) {
 }
 
 func FuzzPluginConf(f *testing.F) {
-	f.Add([]byte(`{"cniVersion":"1.1.0","prevResult":` + prev + `}`))
+	f.Add([]byte(`{"cniVersion":"1.1.0","prevResult":{"ips":[{"address":"10.244.0.9/32"}],"extra":{"kept":true}}}`))
 	f.Add([]byte(`{"prevResult":null,"exclude_namespaces":[]}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		conf, err := parsePluginConf(data)

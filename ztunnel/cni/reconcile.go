@@ -127,14 +127,15 @@ func (a *Agent) program(e *entry) {
 		return
 	}
 	var migrateOn bool
+	options := a.options(e)
 	a.do(e, "enrol", func(context.Context) error {
-		if err := redirect.Apply(ns.File()); err != nil {
+		if err := redirect.Apply(ns.File(), options); err != nil {
 			return err
 		}
 		migrateOn = setMigrate(a.cfg.ProcDir, ns, "0", "1")
 		return nil
 	}, func() {
-		e.stage, e.verified = stageProgrammed, true
+		e.stage, e.verified = stageProgrammed, options == a.options(e) // the annotation may have changed
 		a.metrics.reconciled("add")
 		a.cfg.Log.Info("pod enrolled", "pod", e.name(), "uid", e.uid)
 		if migrateOn {
@@ -144,6 +145,11 @@ func (a *Agent) program(e *entry) {
 			}
 		}
 	})
+}
+
+// options are those with which the pod's rules are made.
+func (a *Agent) options(e *entry) redirect.Options {
+	return redirect.Options{DNS: e.pod.capturesDNS(a.cfg.DNS)}
 }
 
 func (a *Agent) annotate(e *entry, value string) {

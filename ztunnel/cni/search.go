@@ -104,12 +104,15 @@ func (a *Agent) found(pods []Pod, found map[string]Found) {
 	for _, p := range pods {
 		e, f := a.entries[p.UID], found[p.UID]
 		wanted := e != nil && decide(a.facts(e)) == actFind
+		if f.NS != nil && (!wanted || a.held(f.NS)) {
+			_ = f.NS.Close() // the second, because the pod's address is out of date
+			f.NS = nil
+		}
 		switch {
-		case wanted && f.NS != nil:
-			a.adopt(e, f)
+		case !wanted:
 		case f.NS != nil:
-			_ = f.NS.Close()
-		case wanted:
+			a.adopt(e, f)
+		default:
 			e.misses++
 			missing++
 			a.cfg.Log.Warn("network namespace of a pod not found", "pod", e.name(), "uid", e.uid, "addresses", e.pod.IPs)

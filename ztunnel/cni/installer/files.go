@@ -15,6 +15,9 @@ import (
 // does not read files whose names end so.
 const keptSuffix = ".ambit-cni-kept"
 
+// partPattern is for the names of files that are being written.
+const partPattern = "." + PluginName + ".*.part"
+
 // confFile is a network configuration file.
 type confFile struct {
 	path    string
@@ -161,7 +164,7 @@ func replace(path string, data []byte, mode os.FileMode) error {
 }
 
 func replaceFrom(path string, data io.Reader, mode os.FileMode) error {
-	part, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*.part")
+	part, err := os.CreateTemp(filepath.Dir(path), partPattern)
 	if err != nil {
 		return err
 	}
@@ -174,6 +177,19 @@ func replaceFrom(path string, data io.Reader, mode os.FileMode) error {
 		return errors.Join(err, os.Remove(part.Name()))
 	}
 	return nil
+}
+
+// sweep removes what was left half written.
+func (i *Installer) sweep() error {
+	var errs []error
+	for _, dir := range []string{i.cfg.BinDir, i.cfg.ConfDir} {
+		parts, err := filepath.Glob(filepath.Join(dir, partPattern))
+		errs = append(errs, err)
+		for _, part := range parts {
+			errs = append(errs, os.Remove(part))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // installProgram copies the program unless it is there.

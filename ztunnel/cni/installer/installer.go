@@ -20,7 +20,9 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -28,8 +30,9 @@ import (
 const PluginName = "ambit-cni"
 
 const (
+	every = 500 * time.Millisecond // between looks at the directories
 	quiet = 100 * time.Millisecond // after a change, for the others to follow
-	audit = time.Minute            // between looks without a change
+	audit = time.Minute            // between attempts without a change
 )
 
 // Config of an Installer.
@@ -75,45 +78,69 @@ func New(cfg Config) *Installer { return &Installer{cfg: cfg} }
 func (i *Installer) Installed() bool { return i.installed.Load() }
 
 // Run installs the plugin, and again whenever something in the directories changes,
-// until ctx is done. It leaves everything where it is.
+// until ctx is done. It leaves everything where it is. It looks for changes by itself,
+// because a node's inotify instances run out, and a watched directory may be made anew.
+//
+// The error is that a directory has been removed under a mount: its successor is another
+// one, and only a new container sees it.
 func (i *Installer) Run(ctx context.Context) error {
-	for _, dir := range []string{i.cfg.BinDir, i.cfg.ConfDir} {
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return err
-		}
-	}
-	w, err := watchDirs(i.cfg.BinDir, i.cfg.ConfDir)
-	if err != nil {
-		return err
-	}
-	defer w.close()
 	for {
-		i.attempt()
-		timer := time.NewTimer(audit)
-		select {
-		case <-ctx.Done():
-			timer.Stop()
-			return nil
-		case err := <-w.failed:
-			timer.Stop()
+		seen, err := i.look()
+		if err != nil {
 			return err
-		case <-timer.C:
-			continue
-		case <-w.changed:
-			timer.Reset(quiet)
 		}
-		select {
-		case <-ctx.Done():
-			timer.Stop()
+		i.attempt()
+		for tried := time.Now(); time.Since(tried) < audit; {
+			if !pause(ctx, every) {
+				return nil
+			}
+			if now, err := i.look(); err != nil || now != seen {
+				break
+			}
+		}
+		if !pause(ctx, quiet) {
 			return nil
-		case <-timer.C:
 		}
+	}
+}
+
+// look says what is in the directories, and when each file was last changed.
+func (i *Installer) look() (string, error) {
+	var b strings.Builder
+	for _, dir := range []string{i.cfg.BinDir, i.cfg.ConfDir} {
+		var st syscall.Stat_t
+		if syscall.Stat(dir, &st) == nil && st.Nlink == 0 {
+			return "", fmt.Errorf("%s has been removed; a new container is needed to see what takes its place", dir)
+		}
+		entries, err := os.ReadDir(dir)
+		fmt.Fprintln(&b, dir, err)
+		for _, e := range entries {
+			if syscall.Lstat(filepath.Join(dir, e.Name()), &st) == nil {
+				fmt.Fprintln(&b, e.Name(), st.Ino, st.Ctim)
+			}
+		}
+	}
+	return b.String(), nil
+}
+
+// pause says whether the time has passed before ctx was done.
+func pause(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		return true
 	}
 }
 
 // attempt installs, and says so when that is news.
 func (i *Installer) attempt() {
-	state, file, err := "installed", "", i.installProgram()
+	state, file, err := "installed", "", i.prepare()
+	if err == nil {
+		err = i.installProgram()
+	}
 	if err == nil {
 		file, err = i.installEntry()
 	}
@@ -129,10 +156,20 @@ func (i *Installer) attempt() {
 	}
 	i.told = state + file
 	if err != nil {
-		i.cfg.Log.Warn("CNI plugin not installed, to be tried when its directories change", "error", err)
+		i.cfg.Log.Warn("CNI plugin not installed, to be tried again", "error", err)
 		return
 	}
 	i.cfg.Log.Info("CNI plugin installed", "program", filepath.Join(i.cfg.BinDir, PluginName), "configuration", file)
+}
+
+// prepare makes the directories, and removes what an attempt that was killed has left.
+func (i *Installer) prepare() error {
+	for _, dir := range []string{i.cfg.BinDir, i.cfg.ConfDir} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+	}
+	return i.sweep()
 }
 
 // installEntry chains the entry into the configuration that the runtime uses.
@@ -178,7 +215,7 @@ func (i *Installer) installEntry() (string, error) {
 // have changed since, and removes the program. It goes on after an error.
 func (i *Installer) Uninstall() error {
 	i.installed.Store(false)
-	errs := []error{i.restore()}
+	errs := []error{i.sweep(), i.restore()}
 	files, err := i.files()
 	errs = append(errs, err)
 	for _, path := range files {

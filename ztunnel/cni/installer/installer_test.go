@@ -3,12 +3,14 @@ package installer
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -256,27 +258,40 @@ func TestEntryIsRepaired(t *testing.T) {
 
 func TestRunFollows(t *testing.T) {
 	n := newNode(t)
-	i := n.installer()
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() { done <- i.Run(ctx) }()
-	n.eventually("nothing to install into yet", func() bool { return n.names(n.bin) == PluginName })
-	if i.Installed() {
-		t.Error("installed without a network configuration")
-	}
-	n.write("50-net.conflist", flannel)
-	n.eventually("the network comes", func() bool { return n.plugins("50-net.conflist") == "flannel portmap ambit-cni" })
-	n.write("50-net.conflist", flannel)
-	n.eventually("its owner writes it again", func() bool { return n.plugins("50-net.conflist") == "flannel portmap ambit-cni" })
-	n.write("10-net.conf", ptp)
-	n.eventually("another comes first", func() bool {
-		return n.names(n.conf) == "10-net.conf"+keptSuffix+" 10-net.conflist 50-net.conflist 50-net.conflist"+keptSuffix
+	synctest.Test(t, func(t *testing.T) {
+		i := n.installer()
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- i.Run(ctx) }()
+		follows := func(what string, cond func() bool) {
+			t.Helper()
+			time.Sleep(every + 2*quiet)
+			synctest.Wait()
+			if !cond() {
+				t.Errorf("%s: not followed; there are %q and %q", what, n.names(n.bin), n.names(n.conf))
+			}
+		}
+		chained := func() bool { return n.plugins("50-net.conflist") == "flannel portmap ambit-cni" }
+		follows("nothing to install into yet", func() bool { return n.names(n.bin) == PluginName && !i.Installed() })
+		n.write("50-net.conflist", flannel)
+		follows("the network comes", chained)
+		n.write("50-net.conflist", flannel)
+		follows("its owner writes it again", chained)
+		n.write("10-net.conf", ptp)
+		follows("another comes first", func() bool {
+			return n.names(n.conf) == "10-net.conf"+keptSuffix+" 10-net.conflist 50-net.conflist 50-net.conflist"+keptSuffix
+		})
+		must(t, os.Remove(filepath.Join(n.bin, PluginName)))
+		follows("the program is removed", func() bool { return n.names(n.bin) == PluginName })
+		must(t, os.RemoveAll(filepath.Dir(n.conf)))
+		follows("the configurations are removed", func() bool { return !i.Installed() && n.names(n.conf) == "" })
+		n.write("50-net.conflist", flannel)
+		n.write("10-net.conf", ptp)
+		follows("they are made anew", func() bool { return i.Installed() && n.plugins("10-net.conflist") == "ptp ambit-cni" })
+		cancel()
+		must(t, <-done)
 	})
-	must(t, os.Remove(filepath.Join(n.bin, PluginName)))
-	n.eventually("the program is removed", func() bool { return n.names(n.bin) == PluginName })
-	n.eventually("installed", i.Installed)
-	cancel()
-	must(t, <-done)
+
 	must(t, os.WriteFile(n.program, []byte("two, an upgrade"), 0o600))
 	n.install()
 	if data, err := os.ReadFile(filepath.Join(n.bin, PluginName)); err != nil || string(data) != "two, an upgrade" {
@@ -288,16 +303,45 @@ func TestRunFollows(t *testing.T) {
 	}
 }
 
-func (n *node) eventually(what string, cond func() bool) {
-	n.t.Helper()
-	deadline := time.After(10 * time.Second)
-	tick := time.NewTicker(2 * time.Millisecond)
-	defer tick.Stop()
-	for !cond() {
-		select {
-		case <-deadline:
-			n.t.Fatalf("not within 10 s: %s", what)
-		case <-tick.C:
+// TestRunUnderAMount: a directory that was removed stays empty where it is mounted,
+// whatever takes its place. An open file stands for the mount.
+func TestRunUnderAMount(t *testing.T) {
+	n := newNode(t)
+	n.write("10-net.conf", ptp)
+	mount, err := os.Open(n.conf)
+	must(t, err)
+	defer mount.Close()
+	path := n.conf
+	n.conf = fmt.Sprintf("/proc/self/fd/%d", mount.Fd())
+	synctest.Test(t, func(t *testing.T) {
+		i := n.installer()
+		done := make(chan error, 1)
+		go func() { done <- i.Run(t.Context()) }()
+		synctest.Wait()
+		if !i.Installed() {
+			t.Error("not installed")
+		}
+		must(t, os.RemoveAll(path))
+		must(t, os.Mkdir(path, 0o755))
+		if err := <-done; err == nil || !strings.Contains(err.Error(), "a new container is needed") {
+			t.Errorf("got %v, want that a new container is needed", err)
+		}
+	})
+}
+
+// TestKilledAttempts: what they left half written goes at the next, or at the end.
+func TestKilledAttempts(t *testing.T) {
+	n := newNode(t)
+	n.write("10-net.conf", ptp)
+	for _, next := range []func(){n.install, n.uninstall} {
+		for _, dir := range []string{n.bin, n.conf} {
+			part, err := os.CreateTemp(dir, partPattern)
+			must(t, err)
+			must(t, part.Close())
+		}
+		next()
+		if names := n.names(n.bin) + n.names(n.conf); strings.Contains(names, ".part") {
+			t.Errorf("left: %q", names)
 		}
 	}
 }

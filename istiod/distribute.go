@@ -120,7 +120,7 @@ func (i *Istiod) distribute() {
 	collection.Sink(i.objects.ConfigMaps, func(events []collection.Event[*corev1.ConfigMap]) {
 		for _, event := range events {
 			if namespace, name := splitKey(event.Key); name == mesh.RootCertConfig {
-				check(namespace)
+				i.generated.look(taskRoot, namespace)
 			}
 		}
 	})
@@ -140,7 +140,7 @@ func (i *Istiod) generate() {
 	collection.Sink(i.objects.GatewayClasses, func(events []collection.Event[*gatewayClass]) {
 		for _, event := range events {
 			if event.Key == mesh.WaypointGatewayClass && event.New == nil {
-				i.generated.note(taskClass, event.Key)
+				i.generated.look(taskClass, event.Key)
 			}
 		}
 	})
@@ -161,7 +161,7 @@ func watch[T metav1.Object](g *generator, from collection.Collection[T], spec fu
 			if is != nil && sameWords(*old, *is) && reflect.DeepEqual(spec(*old), spec(*is)) {
 				continue
 			}
-			g.note(taskWaypoint, gatewayOf(*old))
+			g.look(taskWaypoint, gatewayOf(*old))
 		}
 	})
 }

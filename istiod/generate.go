@@ -60,6 +60,9 @@ func (v *views) deployments(o *source.Objects, image string) *collection.Derived
 			}
 			var objects deploy.Objects
 			if err == nil {
+				err = gateway.Listens(g)
+			}
+			if err == nil {
 				objects, err = deploy.Waypoint(g, opts)
 			}
 			if out.err = err; err == nil {

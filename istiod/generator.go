@@ -24,6 +24,10 @@ const (
 	retryAtMost = time.Minute
 )
 
+// lookAfter is how long what somebody else has changed stays: two who want
+// different things must not write as fast as they can.
+const lookAfter = time.Second
+
 // task is one thing to bring up to date: which kind of thing, and its name.
 type task struct{ kind, name string }
 
@@ -68,6 +72,15 @@ func (g *generator) note(kind, name string) {
 	defer g.mu.Unlock()
 	if g.queue != nil {
 		g.queue.Add(task{kind, name})
+	}
+}
+
+// look has a task done soon, because somebody has changed what is to be written.
+func (g *generator) look(kind, name string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.queue != nil {
+		g.queue.AddAfter(task{kind, name}, lookAfter)
 	}
 }
 

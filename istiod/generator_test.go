@@ -187,7 +187,7 @@ func waypointOf(t *testing.T, name string) deployment {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return deployment{gateway: "shop/w", objects: objects.List()}
+	return deployment{gateway: "shop/w", objects: []runtime.Object{objects.ServiceAccount, objects.Deployment, objects.Service}}
 }
 
 func names3(name string) []string {
@@ -272,6 +272,24 @@ func TestGeneratorSweepsWhatIsNotDeployableAnyMore(t *testing.T) {
 		}
 		defer w.lead()()
 		equal(t, "a Gateway that is not deployable", w.store.has(), nil)
+	})
+}
+
+// Somebody else writes the same object whenever we have: each waits for a while.
+func TestGeneratorDoesNotFight(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.namespaces["shop"] = true
+		w.roots["shop"] = &corev1.ConfigMap{} // theirs, whatever we write
+		defer w.lead()()
+		w.store.taken()
+		for range 10 * 100 {
+			w.g.look(taskRoot, "shop")
+			time.Sleep(time.Second / 100)
+		}
+		if got := len(w.store.taken()); got < 9 || got > 11 {
+			t.Errorf("%d writes in 10 s, want one a second", got)
+		}
 	})
 }
 

@@ -62,6 +62,9 @@ type Config struct {
 	TrustedNodeAccounts []string
 
 	ClusterDomain, ClusterID string
+	// Network is that of workloads that name none, as ztunnels have it; "" is
+	// what the label topology.istio.io/network of the system namespace says.
+	Network string
 	// WaypointImage is the image of generated waypoint Deployments.
 	WaypointImage string
 	// Version is shown by the monitoring server.

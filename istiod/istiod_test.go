@@ -117,7 +117,8 @@ func TestCertificates(t *testing.T) {
 }
 
 func TestWhoMayOpenAStream(t *testing.T) {
-	files := shop()
+	files := withWaypoint()
+	files["objects/pod.fw.yaml"] = podManifest("shop", "fake-w", "client", "n1", "10.244.1.8", mesh.LabelGatewayName+": waypoint")
 	files["objects/pod.fake.yaml"] = podManifest("shop", "fake", "client", "n1", "10.244.1.7", mesh.LabelGatewayName+": nowhere")
 	files["objects/pod.z2.yaml"] = podManifest("istio-system", "ztunnel-n2", "ztunnel", "n2", "10.89.0.12", "app: ztunnel")
 	c := start(t, files)
@@ -130,6 +131,10 @@ func TestWhoMayOpenAStream(t *testing.T) {
 		{"an application as somebody of another namespace", "sidecar", "shop", "client", "client", "istio-system", codes.PermissionDenied},
 		{"an application as waypoint", "waypoint", "shop", "client", "client", "shop", codes.PermissionDenied},
 		{"an application as a proxy that nobody serves", "sidecar", "shop", "client", "client", "shop", codes.PermissionDenied},
+		{"a ztunnel as a proxy that nobody serves", "sidecar", "istio-system", "ztunnel", "ztunnel-n1", "istio-system", codes.PermissionDenied},
+		{"a ztunnel as waypoint", "waypoint", "istio-system", "ztunnel", "ztunnel-n1", "istio-system", codes.PermissionDenied},
+		{"a waypoint's pod of another account, as waypoint", "waypoint", "shop", "client", "fake-w", "shop", codes.PermissionDenied},
+		{"a waypoint's pod of its account, as ztunnel", "ztunnel", "shop", "waypoint", "waypoint-1", "shop", codes.PermissionDenied},
 		{"a pod whose label names no Gateway, as waypoint", "waypoint", "shop", "client", "fake", "shop", codes.PermissionDenied},
 		{"a pod of another node than its token says", "ztunnel", "istio-system", "ztunnel", "ztunnel-n2", "istio-system", codes.Unauthenticated},
 		{"a pod that is gone", "ztunnel", "istio-system", "ztunnel", "ztunnel-n9", "istio-system", codes.Unauthenticated},
@@ -150,8 +155,8 @@ func TestWhoMayOpenAStream(t *testing.T) {
 			}
 		})
 	}
-	if got := strings.Count(c.logged(), "proxies of type"); got != 1 {
-		t.Errorf("a refusal was logged %d times, want once", got)
+	if got := strings.Count(c.logged(), "is no proxy of type"); got != 3 {
+		t.Errorf("three refusals were logged %d times", got)
 	}
 	if _, err := c.request("nonsense", ""); grpcstatus.Code(err) != codes.Unauthenticated {
 		t.Errorf("a token that is none: %v, want Unauthenticated", err)

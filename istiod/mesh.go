@@ -35,8 +35,9 @@ func newMesh(config *corev1.ConfigMap, system *corev1.Namespace, cfg Config) mod
 		ClusterDomain:   cmp.Or(cfg.ClusterDomain, mesh.DefaultClusterDomain),
 		ClusterID:       cmp.Or(cfg.ClusterID, mesh.DefaultClusterID),
 		SystemNamespace: mesh.DefaultSystemNamespace,
+		Network:         cfg.Network,
 	}
-	if system != nil {
+	if out.Network == "" && system != nil {
 		out.Network = system.Labels["topology.istio.io/network"]
 	}
 	return out

@@ -85,7 +85,9 @@ func authorization(message *securityapi.Authorization) []xds.Resource {
 	if message == nil {
 		return nil
 	}
-	return []xds.Resource{pack(mesh.TypeAuthorization, message.GetNamespace()+"/"+message.GetName(), message)}
+	r := pack(mesh.TypeAuthorization, message.GetNamespace()+"/"+message.GetName(), message)
+	r.Scopes = []string{ztunnelScope} // whom a policy concerns is nobody else's business
+	return []xds.Resource{r}
 }
 
 // publish carries every batch of the graph to the store in one step, so that a

@@ -1,6 +1,7 @@
 package istiod
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -37,6 +38,21 @@ const (
 	pingTimeout = 10 * time.Second
 	// drain is how long running requests may take at the end.
 	drain = 5 * time.Second
+	// connectionAge is when a proxy is sent elsewhere, so that a replica that has
+	// come up gets its share; gRPC varies it by a tenth. Streams, which never end
+	// by themselves, have connectionGrace and are resumed where they were.
+	connectionAge   = 30 * time.Minute
+	connectionGrace = 10 * time.Second
+)
+
+// What somebody may cost us who has not said who it is: a connection has so many
+// streams, of each so much is read before its handler asks for it, and so long
+// may its headers and its handshake be. A proxy has a few streams.
+const (
+	streamsAtOnce    = 100
+	readAhead        = 64 << 10
+	headersAtMost    = 64 << 10
+	handshakeTimeout = 20 * time.Second
 )
 
 // serve runs xDS and the CA over TLS until ctx is done.
@@ -45,7 +61,11 @@ func (i *Istiod) serve(ctx context.Context, l net.Listener, authority *ca.Author
 	options := append(xds.Options(),
 		grpc.Creds(credentials.NewTLS(&tls.Config{MinVersion: tls.VersionTLS13, GetCertificate: certificates})),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: pingsAllowed, PermitWithoutStream: true}),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: pingAfter, Timeout: pingTimeout}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{
+			Time: pingAfter, Timeout: pingTimeout, MaxConnectionAge: connectionAge, MaxConnectionAgeGrace: connectionGrace,
+		}),
+		grpc.MaxConcurrentStreams(streamsAtOnce), grpc.StaticStreamWindowSize(readAhead),
+		grpc.MaxHeaderListSize(headersAtMost), grpc.ConnectionTimeout(handshakeTimeout),
 	)
 	rpc := grpc.NewServer(options...)
 	server.Register(rpc)
@@ -90,7 +110,7 @@ func (i *Istiod) monitor(ctx context.Context, l net.Listener, server *xds.Server
 		Metrics: i.metrics,
 		Ready: func() error {
 			if !i.serving.Load() {
-				return errors.New("first load of the configuration is not done")
+				return fmt.Errorf("first load of the configuration is not done; missing: %s", cmp.Or(i.platform.source.Missing(), "the signer"))
 			}
 			return nil
 		},
@@ -142,79 +162,70 @@ func (i *Istiod) version() any {
 	return out
 }
 
-// callerKey is under which a stream's context has its authn.Caller.
-type callerKey struct{}
+// ztunnelScope is the scope of what ztunnels need and no other proxy.
+const ztunnelScope = "ztunnel"
 
-// What a refused proxy is told; the log has the reason.
+// visitor is who has opened a stream, and as what its account and pod may.
+type visitor struct {
+	authn.Caller
+
+	ztunnel  bool
+	waypoint string // scope of the waypoint whose pod it is; "" when it is none's
+}
+
+// visitorKey is under which a stream's context has its visitor.
+type visitorKey struct{}
+
+// What a caller is told; the reason is for the log.
 var (
 	errUnauthenticated = grpcstatus.Error(codes.Unauthenticated, "not authenticated")
 	errUnverifiable    = grpcstatus.Error(codes.Unavailable, "callers cannot be authenticated now")
 	errNotPermitted    = grpcstatus.Error(codes.PermissionDenied, "node is not permitted")
 )
 
-// authenticate says who opens a stream, spec/control-plane.md §3.1: the caller
-// must be a pod that lives, on the node that its token names.
+// authenticate finds out who opens a stream, before anything of it is read: a
+// live pod of ztunnel's account, or of a waypoint's.
 func (i *Istiod) authenticate(ctx context.Context) (context.Context, error) {
-	token, err := authn.BearerToken(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", errUnauthenticated, err)
+	caller, _, err := ca.Authenticate(ctx, i.platform.verify, podDirectory{i.views})
+	if no, ok := errors.AsType[*ca.Refusal](err); ok {
+		told := errUnauthenticated
+		if no.Reason.Code() == codes.Unavailable {
+			told = errUnverifiable // no fault of the caller's: it comes again
+		}
+		return nil, fmt.Errorf("%w: %w: %s", told, err, caller)
 	}
-	caller, err := i.platform.verify(ctx, token)
-	switch {
-	case err == nil:
-	case authn.ReasonOf(err) == authn.ReasonUnavailable:
-		return nil, fmt.Errorf("%w: %w", errUnverifiable, err) // no fault of the caller's: it comes again
-	default:
-		return nil, fmt.Errorf("%w: %w", errUnauthenticated, err)
+	c := visitor{Caller: caller, ztunnel: slices.Contains(i.cfg.TrustedNodeAccounts, caller.Namespace+"/"+caller.ServiceAccount)}
+	pod, _ := i.views.pods.Get(model.Key(caller.Namespace, caller.Pod.Name))
+	name := model.Name{Namespace: caller.Namespace, Name: pod.Labels[mesh.LabelGatewayName]}
+	w, ok := i.views.waypoints.Get(name.String())
+	if ok && w.Class == mesh.WaypointGatewayClass && w.ServiceAccount == caller.ServiceAccount {
+		c.waypoint = w.Scope()
 	}
-	if _, err := i.callerPod(caller); err != nil {
-		return nil, err
+	if !c.ztunnel && c.waypoint == "" {
+		return nil, fmt.Errorf("%w: neither an account of ztunnel, see CA_TRUSTED_NODE_ACCOUNTS, nor label %s and account of a waypoint: %s",
+			errNotPermitted, mesh.LabelGatewayName, caller)
 	}
-	return context.WithValue(ctx, callerKey{}, caller), nil
-}
-
-// callerPod returns the live pod that a token is bound to.
-func (i *Istiod) callerPod(caller authn.Caller) (model.Pod, error) {
-	pod, ok := i.views.pods.Get(model.Key(caller.Namespace, caller.Pod.Name))
-	switch {
-	case !caller.Bound() || !ok || pod.UID != caller.Pod.UID || pod.ServiceAccount != caller.ServiceAccount || pod.Terminal():
-		return model.Pod{}, fmt.Errorf("%w: token is not bound to a pod that lives: %s", errUnauthenticated, caller)
-	case caller.Node != "" && caller.Node != pod.Node:
-		return model.Pod{}, fmt.Errorf("%w: caller's pod is on node %q: %s", errUnauthenticated, pod.Node, caller)
-	}
-	return pod, nil
+	return context.WithValue(ctx, visitorKey{}, c), nil
 }
 
 // authorize decides what a proxy may see. What it says of itself must agree with
-// its token, and it must be of a type that is served: a trusted ztunnel, or a
-// pod of a waypoint Gateway, which also gets what is that waypoint's alone.
+// its token: namespace, account, and what it is.
 func (i *Istiod) authorize(ctx context.Context, node *corev3.Node) ([]string, error) {
-	caller, _ := ctx.Value(callerKey{}).(authn.Caller)
-	pod, err := i.callerPod(caller)
-	if err != nil {
-		return nil, err
-	}
+	c, _ := ctx.Value(visitorKey{}).(visitor)
 	fields := node.GetMetadata().GetFields()
-	if got := fields["NAMESPACE"].GetStringValue(); got != caller.Namespace {
-		return nil, fmt.Errorf("%w: node metadata NAMESPACE is %q: %s", errNotPermitted, got, caller)
+	if got := fields["NAMESPACE"].GetStringValue(); got != c.Namespace {
+		return nil, fmt.Errorf("%w: node metadata NAMESPACE is %q: %s", errNotPermitted, got, c)
 	}
-	if got := fields["SERVICE_ACCOUNT"].GetStringValue(); got != "" && got != caller.ServiceAccount {
-		return nil, fmt.Errorf("%w: node metadata SERVICE_ACCOUNT is %q: %s", errNotPermitted, got, caller)
+	if got := fields["SERVICE_ACCOUNT"].GetStringValue(); got != "" && got != c.ServiceAccount {
+		return nil, fmt.Errorf("%w: node metadata SERVICE_ACCOUNT is %q: %s", errNotPermitted, got, c)
 	}
-	switch kind, _, _ := strings.Cut(node.GetId(), "~"); kind {
-	case mesh.NodeTypeZtunnel:
-		if !slices.Contains(i.cfg.TrustedNodeAccounts, caller.Namespace+"/"+caller.ServiceAccount) {
-			return nil, fmt.Errorf("%w: no account of ztunnel, see CA_TRUSTED_NODE_ACCOUNTS: %s", errNotPermitted, caller)
-		}
-		return nil, nil
-	case mesh.NodeTypeWaypoint:
-		name := model.Name{Namespace: caller.Namespace, Name: pod.Labels[mesh.LabelGatewayName]}
-		if w, ok := i.views.waypoints.Get(name.String()); !ok || w.Class != mesh.WaypointGatewayClass {
-			return nil, fmt.Errorf("%w: label %s of the pod names no waypoint Gateway: %s", errNotPermitted, mesh.LabelGatewayName, caller)
-		}
-		return []string{model.WaypointScope(name)}, nil
+	switch kind, _, _ := strings.Cut(node.GetId(), "~"); {
+	case kind == mesh.NodeTypeZtunnel && c.ztunnel:
+		return []string{ztunnelScope}, nil
+	case kind == mesh.NodeTypeWaypoint && c.waypoint != "":
+		return []string{c.waypoint}, nil
 	default:
-		return nil, fmt.Errorf("%w: proxies of type %.32q are not served: %s", errNotPermitted, kind, caller)
+		return nil, fmt.Errorf("%w: is no proxy of type %.32q: %s", errNotPermitted, kind, c)
 	}
 }
 

@@ -89,6 +89,18 @@ func TestWaypointLifeCycle(t *testing.T) {
 	c.status(gateway, "waypoint.shop.svc.cluster.local", `"Programmed"`)
 	c.status(manifest.Key{Kind: "Service", Namespace: "shop", Name: "reviews"}, "WaypointAccepted")
 
+	// A typing error in its listener changes nothing but the status.
+	c.write("waypoint.yaml", strings.Replace(waypointYAML, "port: 15008", "port: 15009", 1))
+	c.status(gateway, "no listener is valid")
+	for _, kind := range []string{"Service", "Deployment"} {
+		group := managedKinds[kind]
+		if _, err := manifest.NewStore(c.state + "/objects").Get(manifest.Key{Group: group, Kind: kind, Namespace: "shop", Name: "waypoint"}); err != nil {
+			t.Errorf("after a typing error in the listener: %v", err)
+		}
+	}
+	c.write("waypoint.yaml", waypointYAML)
+	c.status(gateway, "Resource accepted")
+
 	// A restart of the waypoint's pod does not take the waypoint away.
 	c.write("objects/slice.yaml", strings.Replace(waypointSliceYAML, "READY", "false", 1))
 	c.write("strict.yaml", strictYAML) // comes after it
@@ -121,8 +133,10 @@ kind: Service
 metadata: {name: waypoint, namespace: shop, labels: {gateway.istio.io/managed: istio.io-mesh-controller, gateway.networking.k8s.io/gateway-name: waypoint}}
 spec: {clusterIP: 10.96.9.9, selector: {gateway.networking.k8s.io/gateway-name: waypoint}, ports: [{name: mesh, port: 15008}]}
 `
+	files["deny.yaml"] = denyYAML
 	c := start(t, files)
 	w := c.proxy(mesh.NodeTypeWaypoint, "shop", "waypoint", "waypoint-1", "n1")
+	w.delta.Subscribe(mesh.TypeAuthorization) // which are ztunnels'
 	w.delta.Subscribe(typeListener)
 	w.delta.Subscribe(typeCluster)
 	w.delta.Subscribe(typeRoute, routeName)
@@ -131,6 +145,10 @@ spec: {clusterIP: 10.96.9.9, selector: {gateway.networking.k8s.io/gateway-name: 
 	w.await("cluster", w.has(typeCluster, clusterV2))
 	w.await("route", w.has(typeRoute, routeName))
 	w.await("endpoints", w.has(typeEndpoint, clusterV2))
+
+	if missing := w.lacks(mesh.TypeAuthorization, "shop/deny-all")(); missing != "" {
+		t.Errorf("a waypoint was sent ztunnels' policies: %s", missing)
+	}
 
 	var routes routev3.RouteConfiguration
 	w.unmarshal(typeRoute, routeName, &routes)

@@ -67,6 +67,7 @@ Environment:
 	flags.StringVar(&cfg.JWTAudience, "jwt-audience", mesh.TokenAudience, "audience that tokens must name")
 	flags.StringVar(&cfg.ClusterDomain, "cluster-domain", mesh.DefaultClusterDomain, "DNS domain of the cluster's services")
 	flags.StringVar(&cfg.ClusterID, "cluster-id", mesh.DefaultClusterID, "name of the cluster in workload ids")
+	flags.StringVar(&cfg.Network, "network", "", "network of workloads that name none (default: label topology.istio.io/network of the system namespace)")
 	flags.StringVar(&cfg.WaypointImage, "waypoint-image", istiod.DefaultWaypointImage, "image of generated waypoints")
 	flags.IntVar(&cfg.MonitoringPort, "monitoring-port", mesh.PortIstiodMonitor, "port of metrics, readiness and debug dumps")
 	flags.TextVar(&level, "log-level", slog.LevelInfo, "least level that is logged: debug, info, warn or error")

@@ -60,6 +60,7 @@ cni:
   cniConfDir: /var/lib/cni/net.d
   cniNetnsDir: /var/run/docker/netns
   excludeNamespaces: [kube-system, other]
+  ambient: {dnsCapture: false}
   logLevel: error
   updateStrategy: {type: OnDelete, rollingUpdate: null}
   resources: {limits: {memory: 1Gi}}
@@ -177,12 +178,13 @@ func TestEdgeValuesArrive(t *testing.T) {
 	want("trusted accounts", environment(istiod.Spec.Containers[0])["CA_TRUSTED_NODE_ACCOUNTS"], "istio-system/ztunnel")
 	want("memory limit of Go", environment(istiod.Spec.Containers[0])["GOMEMLIMIT"], "1GiB")
 	for _, arg := range []string{
-		"--cluster-domain=corp.example", "--cluster-id=east", "--log-level=debug",
+		"--cluster-domain=corp.example", "--cluster-id=east", "--network=blue", "--log-level=debug",
 		"--waypoint-image=registry.example/wp@sha256:0000000000000000000000000000000000000000000000000000000000000000",
 	} {
 		want("istiod has "+arg, slices.Contains(istiod.Spec.Containers[0].Args, arg), true)
 	}
-	for _, arg := range []string{"--log-level=error", "--netns-dir=/var/run/docker/netns", "--exclude-namespaces=kube-system,other"} {
+	want("domain of the cluster", env["CLUSTER_DOMAIN"], "corp.example")
+	for _, arg := range []string{"--log-level=error", "--netns-dir=/var/run/docker/netns", "--exclude-namespaces=kube-system,other", "--dns-capture=false"} {
 		want("ambit-cni has "+arg, slices.Contains(agent.Spec.Containers[0].Args, arg), true)
 	}
 	want("host paths of ambit-cni", hostPaths(agent), map[string]string{
@@ -314,6 +316,10 @@ func TestUnknownValuesAreRefused(t *testing.T) {
 		"istiod: {env: {PILOT_ENABLE_AMBIENT: true}}", "cni: {ambient: {enabled: true}}", "cni: {cniBinDir: relative}",
 		"ztunnel: {resources: {limit: {}}}", "base: {validationURL: x}", "istiod: {resources: {requests: {cpu: [1]}}}",
 		"global: {istioNamespace: other}", "cni: {logLevel: loud}", "istiod: {global: {nothing: 1}}", "ztunnel: 3",
+		// What a chart writes itself, a value would write a second time.
+		"istiod: {podLabels: {app: x}}", "istiod: {podAnnotations: {prometheus.io/port: '1'}}", "ztunnel: {env: {NETWORK: x}}",
+		"ztunnel: {podLabels: {istio.io/dataplane-mode: ambient}}",
+		"istiod: {meshConfig: {trustDomain: Example.org}}", "istiod: {meshConfig: {trustDomain: 'spiffe://x'}}",
 	} {
 		if _, err := Render(t.Context(), system, parse(t, text)); err == nil {
 			t.Errorf("values %s are accepted", text)

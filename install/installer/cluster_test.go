@@ -180,8 +180,8 @@ func (b *bed) make(manifest string) {
 	}
 }
 
-// madeByIstiod is what istiod leaves in a cluster, besides its own Lease.
-const madeByIstiod = `
+// asIstiodMakes is what istiod leaves in a cluster, besides its own Lease.
+const asIstiodMakes = `
 {apiVersion: v1, kind: ConfigMap, metadata: {name: istio-ca-root-cert, namespace: default, labels: {istio.io/config: "true"}}}
 ---
 {apiVersion: v1, kind: Secret, metadata: {name: istio-ca-secret, namespace: istio-system}, type: istio.io/ca-root}
@@ -200,7 +200,7 @@ func TestClusterInstallTwiceAndUninstall(t *testing.T) {
 	b.install()
 	b.said("gateway API: v1.7.0 installed")
 	b.said("release ambit-ztunnel installed, revision 1")
-	b.make(madeByIstiod)
+	b.make(asIstiodMakes)
 
 	second := newBed(t, func(c *Config) { c.Values = parse(t, "istiod: {podAnnotations: {second: 'yes'}}") })
 	second.install()
@@ -261,7 +261,7 @@ func TestClusterWhatIsOthersStays(t *testing.T) {
 	b.foreignDefinition()
 	b.install()
 	b.said("1 of Istio's definitions are there already and are left as they are; they belong to no release")
-	b.make(madeByIstiod)
+	b.make(asIstiodMakes)
 	b.make(`{apiVersion: networking.istio.io/v1, kind: VirtualService, metadata: {name: users, namespace: default}, spec: {hosts: [a], http: [{route: [{destination: {host: a}}]}]}}`)
 	b.uninstall(false)
 	left := b.everything()

@@ -6,9 +6,9 @@ import (
 	"slices"
 	"strings"
 
+	release "helm.sh/helm/v4/pkg/release/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
 	"github.com/ambit-mesh/ambit/install/crds"
 )
@@ -29,7 +29,7 @@ func (o owner) String() string {
 	return fmt.Sprintf("release %s in %s", o.release, o.namespace)
 }
 
-func ownerOf(o *unstructured.Unstructured) owner {
+func ownerOf(o metav1.Object) owner {
 	a := o.GetAnnotations()
 	if o.GetLabels()[labelManagedBy] != "Helm" {
 		return owner{}
@@ -43,24 +43,38 @@ type definition struct {
 	owner owner
 }
 
-// definitions returns those of Istio's definitions that the cluster has.
-func (i *Installer) definitions(ctx context.Context) ([]definition, error) {
+// owners are the releases as what belongs to them names them.
+func owners(releases map[string]*release.Release) map[owner]bool {
+	out := map[owner]bool{}
+	for _, rel := range releases {
+		out[owner{rel.Namespace, rel.Name}] = true
+	}
+	return out
+}
+
+// definitions returns those of Istio's definitions that the cluster has: free
+// ones belong to mine or to a release that is gone, the others to a release that
+// exists, or to none at all.
+func (i *Installer) definitions(ctx context.Context, mine map[owner]bool) (free, others []definition, err error) {
 	ours, err := decode(crds.Istio)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	var out []definition
 	for _, name := range names(ours, kindCRD) {
 		there, err := i.dynamic.Resource(crdResource).Get(ctx, name, metav1.GetOptions{})
 		if apierrors.IsNotFound(err) {
 			continue
 		}
 		if err != nil {
-			return nil, fmt.Errorf("definition %s: %w", name, err)
+			return nil, nil, fmt.Errorf("definition %s: %w", name, err)
 		}
-		out = append(out, definition{name, ownerOf(there)})
+		if d := (definition{name, ownerOf(there)}); mine[d.owner] || i.orphan(ctx, d.owner) {
+			free = append(free, d)
+		} else {
+			others = append(others, d)
+		}
 	}
-	return out, nil
+	return free, others, nil
 }
 
 // orphan reports whether objects of the owner belong to nobody any more, because
@@ -69,7 +83,7 @@ func (i *Installer) orphan(ctx context.Context, o owner) bool {
 	if o == (owner{}) {
 		return false
 	}
-	releases, err := i.releaseNames(ctx, o.namespace)
+	releases, err := i.releaseNames(ctx, o.namespace, "secrets", "configmaps")
 	if err != nil {
 		return false // whose it is is not known, so it is not ours
 	}

@@ -115,43 +115,47 @@ func verb(fresh bool) string {
 }
 
 // leaveOut adds to the values of chart base the definitions that somebody else
-// has installed: they belong to a release that exists, or to none at all.
+// has installed.
 func (i *Installer) leaveOut(ctx context.Context, r request) (map[string]any, error) {
-	present, err := i.definitions(ctx)
-	if err != nil {
-		return nil, err
+	_, foreign, err := i.definitions(ctx, map[owner]bool{{r.namespace, r.name}: true})
+	if err != nil || len(foreign) == 0 {
+		return r.values, err
 	}
-	var foreign []string
 	owners := map[string]bool{}
-	for _, d := range present {
-		if d.owner == (owner{r.namespace, r.name}) || i.orphan(ctx, d.owner) {
-			continue
-		}
-		foreign = append(foreign, d.name)
+	excluded := i.excluded(r)
+	for _, d := range foreign {
 		owners[d.owner.String()] = true
-	}
-	if len(foreign) == 0 {
-		return r.values, nil
+		if !slices.Contains(excluded, any(d.name)) {
+			excluded = append(excluded, d.name)
+		}
 	}
 	i.say("  %d of Istio's definitions are there already and are left as they are; they belong to %s",
 		len(foreign), join(slices.Sorted(maps.Keys(owners))))
-	out := maps.Clone(r.values)
+	out := map[string]any{}
+	maps.Copy(out, r.values)
 	base := map[string]any{}
 	if given, ok := out["base"].(map[string]any); ok {
 		maps.Copy(base, given)
 	}
-	excluded := []any{}
-	if given, ok := base["excludedCRDs"].([]any); ok {
-		excluded = append(excluded, given...)
-	}
-	for _, name := range foreign {
-		if !slices.Contains(excluded, any(name)) {
-			excluded = append(excluded, name)
-		}
-	}
 	base["excludedCRDs"] = excluded
 	out["base"] = base
 	return out, nil
+}
+
+// excluded are the definitions that the user leaves out: a list in the values of
+// an upgrade replaces that of before.
+func (i *Installer) excluded(r request) []any {
+	values := []map[string]any{r.values}
+	if i.cfg.ReuseValues && r.before != nil {
+		values = append(values, r.before.Config)
+	}
+	for _, v := range values {
+		base, _ := v["base"].(map[string]any)
+		if given, ok := base["excludedCRDs"].([]any); ok {
+			return slices.Clone(given)
+		}
+	}
+	return []any{}
 }
 
 // namespace makes the mesh's namespace, marked as ours, unless it is there.

@@ -40,7 +40,7 @@ func leftoverList() []leftover {
 		{resource: resource("", "serviceaccounts"), kind: "ServiceAccount", labels: managed},
 		{resource: resource("", "configmaps"), kind: "ConfigMap", labels: mesh.LabelConfig + "=true", name: mesh.RootCertConfig},
 		{resource: resource("coordination.k8s.io", "leases"), kind: "Lease", system: true, name: "istiod-leader"},
-		{resource: resource("", "secrets"), kind: "Secret", system: true, name: mesh.CASecretName},
+		{resource: resource("", "secrets"), kind: "Secret", system: true, name: mesh.CASecretName, ours: madeByIstiod},
 		{
 			resource: resource(gatewayGroup, "gatewayclasses"), kind: "GatewayClass", name: mesh.WaypointGatewayClass,
 			ours: func(o *unstructured.Unstructured) bool {
@@ -49,6 +49,13 @@ func leftoverList() []leftover {
 			},
 		},
 	}
+}
+
+// madeByIstiod reports whether our istiod has made the object: Istio's key has
+// the same name, and whoever lost it would lose all identities. istiod/kube says
+// under which name istiod writes.
+func madeByIstiod(o *unstructured.Unstructured) bool {
+	return slices.ContainsFunc(o.GetManagedFields(), func(f metav1.ManagedFieldsEntry) bool { return f.Manager == mesh.ServiceIstiod })
 }
 
 func resource(group, name string) schema.GroupVersionResource {
@@ -63,8 +70,20 @@ func leftoverKinds() []string {
 	return out
 }
 
-// leftovers returns what istiod has made and no release contains.
-func (i *Installer) leftovers(ctx context.Context) ([]*unstructured.Unstructured, error) {
+// leftovers returns what istiod has made and no release contains. Istio's gives
+// the same names and labels: where one runs that is not of the releases, nothing
+// counts as ours.
+func (i *Installer) leftovers(ctx context.Context, present map[string]*release.Release) ([]*unstructured.Unstructured, error) {
+	istiods, err := i.kube.AppsV1().Deployments(metav1.NamespaceAll).List(ctx, metav1.ListOptions{LabelSelector: "app=" + mesh.ServiceIstiod})
+	if err != nil {
+		return nil, fmt.Errorf("deployments of istiod: %w", err)
+	}
+	for n := range istiods.Items {
+		if d := &istiods.Items[n]; !owners(present)[ownerOf(d)] {
+			i.say("waypoints, root certificates and the authority's key stay: Deployment %s/%s is a control plane of somebody else's", d.Namespace, d.Name)
+			return nil, nil
+		}
+	}
 	var out []*unstructured.Unstructured
 	for _, l := range leftoverList() {
 		namespace := metav1.NamespaceAll
@@ -96,19 +115,12 @@ func (i *Installer) leftovers(ctx context.Context) ([]*unstructured.Unstructured
 // to a release of ours, or to one that is gone, and the Gateway API's if we have
 // installed it.
 func (i *Installer) purgeable(ctx context.Context, present map[string]*release.Release) ([]*unstructured.Unstructured, error) {
-	mine := map[owner]bool{}
-	for _, rel := range present {
-		mine[owner{rel.Namespace, rel.Name}] = true
-	}
-	found, err := i.definitions(ctx)
+	found, _, err := i.definitions(ctx, owners(present))
 	if err != nil {
 		return nil, err
 	}
 	var out []*unstructured.Unstructured
 	for _, d := range found {
-		if !mine[d.owner] && !i.orphan(ctx, d.owner) {
-			continue
-		}
 		o := &unstructured.Unstructured{}
 		o.SetAPIVersion(crdResource.GroupVersion().String())
 		o.SetKind(kindCRD)

@@ -15,7 +15,6 @@ import (
 	release "helm.sh/helm/v4/pkg/release/v1"
 	"helm.sh/helm/v4/pkg/storage/driver"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 )
 
 const (
@@ -32,7 +31,7 @@ const (
 // installed returns the latest revision of each release of our charts in the
 // mesh's namespace, by the chart's name.
 func (i *Installer) installed(ctx context.Context) (map[string]*release.Release, error) {
-	names, err := i.releaseNames(ctx, i.cfg.Namespace)
+	names, err := i.releaseNames(ctx, i.cfg.Namespace, "secrets")
 	if err != nil {
 		return nil, fmt.Errorf("releases in %s: %w", i.cfg.Namespace, err)
 	}
@@ -57,17 +56,19 @@ func (i *Installer) installed(ctx context.Context) (map[string]*release.Release,
 	return out, nil
 }
 
-// releaseNames returns the names of all Helm releases in a namespace, without
-// reading what is in them.
-func (i *Installer) releaseNames(ctx context.Context, namespace string) ([]string, error) {
-	secrets := schema.GroupVersionResource{Version: "v1", Resource: "secrets"}
-	list, err := i.metadata.Resource(secrets).Namespace(namespace).List(ctx, metav1.ListOptions{LabelSelector: "owner=helm"})
-	if err != nil {
-		return nil, err
-	}
+// releaseNames returns the names of all Helm releases in a namespace that are
+// stored in these resources, without reading what is in them. Which one Helm
+// uses its user says by HELM_DRIVER; we use Secrets.
+func (i *Installer) releaseNames(ctx context.Context, namespace string, stores ...string) ([]string, error) {
 	var out []string
-	for _, s := range list.Items {
-		out = append(out, s.Labels["name"])
+	for _, store := range stores {
+		list, err := i.metadata.Resource(resource("", store)).Namespace(namespace).List(ctx, metav1.ListOptions{LabelSelector: "owner=helm"})
+		if err != nil {
+			return nil, err
+		}
+		for _, o := range list.Items {
+			out = append(out, o.Labels["name"])
+		}
 	}
 	slices.Sort(out)
 	return slices.Compact(out), nil

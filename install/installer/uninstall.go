@@ -65,7 +65,7 @@ func (i *Installer) Uninstall(ctx context.Context, options UninstallOptions) err
 	if err := i.releases(ctx, found.releases); err != nil { // 1. to 3.
 		return err
 	}
-	if err := i.clean(ctx); err != nil { // 4.
+	if err := i.clean(ctx, found.releases); err != nil { // 4.
 		return err
 	}
 	if err := i.delete(ctx, "definitions", found.definitions); err != nil { // 5.
@@ -94,7 +94,7 @@ func (i *Installer) survey(ctx context.Context, purge bool) (found remains, err 
 	if found.releases, err = i.installed(ctx); err != nil {
 		return remains{}, err
 	}
-	if found.left, err = i.leftovers(ctx); err != nil {
+	if found.left, err = i.leftovers(ctx, found.releases); err != nil {
 		return remains{}, err
 	}
 	if purge {
@@ -143,8 +143,8 @@ func (m remains) plan() []string {
 
 // clean removes what istiod has made, which may be more than before it ended,
 // and what agents have left at pods.
-func (i *Installer) clean(ctx context.Context) error {
-	left, err := i.leftovers(ctx)
+func (i *Installer) clean(ctx context.Context, present map[string]*release.Release) error {
+	left, err := i.leftovers(ctx, present)
 	if err != nil {
 		return err
 	}

@@ -5,6 +5,8 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"maps"
+	"net"
 	"slices"
 	"strings"
 	"sync"
@@ -13,6 +15,7 @@ import (
 	"github.com/go-jose/go-jose/v4"
 	"github.com/go-jose/go-jose/v4/jwt"
 	"golang.org/x/sync/singleflight"
+	"google.golang.org/grpc/peer"
 	authenticationv1 "k8s.io/api/authentication/v1"
 )
 
@@ -20,7 +23,9 @@ import (
 const (
 	reviewTimeout = 10 * time.Second // for all who wait for the same review
 	rememberFor   = time.Minute      // a revoked token is accepted no longer than this; what it is for, the live pod, is looked at each time
-	rememberMost  = 8192             // tokens
+	rememberMost  = 8192             // tokens, and peers
+	refusedWithin = time.Minute      // in which the API server is asked refusedMost times
+	refusedMost   = 20               // about tokens of one peer that it refuses
 )
 
 // What a TokenReview says of a token besides its service account.
@@ -54,6 +59,13 @@ type TokenReview struct {
 
 	mu    sync.Mutex
 	known map[tokenHash]review
+	peers map[string]questions // by IP address
+}
+
+// questions are how often the API server has been asked in vain for a peer.
+type questions struct {
+	count int
+	until time.Time
 }
 
 type tokenHash [sha256.Size]byte
@@ -72,7 +84,7 @@ func NewTokenReview(cfg TokenReviewConfig) (*TokenReview, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	return &TokenReview{cfg: cfg, known: map[tokenHash]review{}}, nil
+	return &TokenReview{cfg: cfg, known: map[tokenHash]review{}, peers: map[string]questions{}}, nil
 }
 
 // Verify implements the type of the same name.
@@ -80,7 +92,8 @@ func NewTokenReview(cfg TokenReviewConfig) (*TokenReview, error) {
 //  1. What the token itself says against it, it is refused for: it costs the
 //     API server nothing. What it says for itself counts for nothing.
 //  2. A good answer of the last minute is used.
-//  3. The API server is asked, once for all who bring the token now. The
+//  3. Who has brought many tokens that were refused has to wait.
+//  4. The API server is asked, once for all who bring the token now. The
 //     question does not end with the caller who happened to be first.
 func (t *TokenReview) Verify(ctx context.Context, token string) (Caller, error) {
 	expiry, err := t.plausible(token)
@@ -92,9 +105,16 @@ func (t *TokenReview) Verify(ctx context.Context, token string) (Caller, error) 
 		return caller, nil
 	}
 	answer, err, _ := t.group.Do(string(hash[:]), func() (any, error) {
+		from := peerOf(ctx)
+		if !t.mayAsk(from) {
+			return Caller{}, &Error{ReasonUnavailable, fmt.Errorf("%d tokens of this peer were refused within %s", refusedMost, refusedWithin)}
+		}
 		asking, cancel := context.WithTimeout(context.WithoutCancel(ctx), reviewTimeout)
 		defer cancel()
 		caller, err := t.ask(asking, token)
+		if err == nil || ReasonOf(err) == ReasonUnavailable {
+			t.cleared(from)
+		}
 		if err != nil {
 			return Caller{}, err
 		}
@@ -180,9 +200,7 @@ func (t *TokenReview) remembered(hash tokenHash) (Caller, bool) {
 	return known.caller, true
 }
 
-// remember keeps an answer, but not beyond the token's life. When there is no
-// room, what is over goes, and if nothing is, all does: the API server then
-// answers once more for each.
+// remember keeps an answer, but not beyond the token's life.
 func (t *TokenReview) remember(hash tokenHash, caller Caller, expiry time.Time) {
 	now := t.cfg.Now()
 	until := now.Add(rememberFor)
@@ -191,15 +209,60 @@ func (t *TokenReview) remember(hash tokenHash, caller Caller, expiry time.Time) 
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if len(t.known) >= rememberMost {
-		for hash, known := range t.known {
-			if !now.Before(known.until) {
-				delete(t.known, hash)
-			}
-		}
-	}
-	if len(t.known) >= rememberMost {
-		clear(t.known)
-	}
+	makeRoom(t.known, func(r review) bool { return !now.Before(r.until) })
 	t.known[hash] = review{caller: caller, until: until}
+}
+
+// mayAsk counts a question about a token of a peer, which is in vain until
+// cleared takes it back: many may be asked at once.
+func (t *TokenReview) mayAsk(peer string) bool {
+	now := t.cfg.Now()
+	over := func(q questions) bool { return !now.Before(q.until) }
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	q, ok := t.peers[peer]
+	if !ok || over(q) {
+		makeRoom(t.peers, over)
+		q = questions{until: now.Add(refusedWithin)}
+	}
+	if q.count >= refusedMost {
+		return false
+	}
+	q.count++
+	t.peers[peer] = q
+	return true
+}
+
+func (t *TokenReview) cleared(peer string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if q := t.peers[peer]; q.count > 0 {
+		q.count--
+		t.peers[peer] = q
+	}
+}
+
+// peerOf is the address of a gRPC request's peer, whatever its port.
+func peerOf(ctx context.Context) string {
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		return ""
+	}
+	host, _, err := net.SplitHostPort(p.Addr.String())
+	if err != nil {
+		return p.Addr.String()
+	}
+	return host
+}
+
+// makeRoom takes out of a full map what is over, and if nothing is, all: the API
+// server then answers once more for each.
+func makeRoom[K comparable, V any](m map[K]V, over func(V) bool) {
+	if len(m) < rememberMost {
+		return
+	}
+	maps.DeleteFunc(m, func(_ K, v V) bool { return over(v) })
+	if len(m) >= rememberMost {
+		clear(m)
+	}
 }

@@ -3,6 +3,7 @@ package authn_test
 import (
 	"context"
 	"errors"
+	"net"
 	"strconv"
 	"strings"
 	"sync"
@@ -11,6 +12,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"google.golang.org/grpc/peer"
 	authenticationv1 "k8s.io/api/authentication/v1"
 
 	"github.com/ambit-mesh/ambit/istiod/authn"
@@ -245,6 +247,44 @@ func FuzzTokenReview(f *testing.F) {
 	f.Fuzz(func(t *testing.T, token string) {
 		if _, err := r.Verify(t.Context(), token); err == nil {
 			t.Errorf("%q is accepted although the API server refuses it", token)
+		}
+	})
+}
+
+// Each forged token would be a question to the API server.
+func TestForgedTokensAreNotAskedAboutForEver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		issuer := authntest.New(t)
+		forged := func(n int) string {
+			return issuer.Token(authntest.Bound("shop", "cart", "cart-"+strconv.Itoa(n), "u", "n1", time.Now()))
+		}
+		server := &apiServer{answer: always(authenticationv1.TokenReviewStatus{})}
+		reviews := newReview(t, server, time.Now)
+		from := func(port int) context.Context {
+			return peer.NewContext(t.Context(), &peer.Peer{Addr: &net.TCPAddr{IP: net.IPv4(10, 0, 0, 1), Port: port}})
+		}
+		for n := range 100 {
+			if _, err := reviews.Verify(from(n), forged(n)); err == nil {
+				t.Fatal("a forged token is good")
+			}
+		}
+		if asked := server.asked.Load(); asked != 20 {
+			t.Errorf("asked %d times about 100 forged tokens of a peer, want 20", asked)
+		}
+		if _, err := reviews.Verify(from(1), forged(1)); authn.ReasonOf(err) != authn.ReasonUnavailable {
+			t.Errorf("the peer is told %v, want to come again", err)
+		}
+		// Another peer is served, however often, and so is this one after a while.
+		server.answer = always(vouched())
+		other := peer.NewContext(t.Context(), &peer.Peer{Addr: &net.TCPAddr{IP: net.IPv4(10, 0, 0, 2)}})
+		for n := range 100 {
+			if _, err := reviews.Verify(other, forged(n)); err != nil {
+				t.Fatalf("token %d of another peer: %v", n, err)
+			}
+		}
+		time.Sleep(time.Minute)
+		if _, err := reviews.Verify(from(2), forged(200)); err != nil {
+			t.Errorf("after a minute: %v", err)
 		}
 	})
 }

@@ -178,7 +178,7 @@ func (a *Authority) String() string {
 // only the public key is taken; that the requester holds the private one is
 // proved by its signature. A ttl of 0 or less means the default; more than the
 // maximum is refused; the signer's own end limits all. A request that is at
-// fault is a *RequestError.
+// fault is a *Refusal.
 //
 // chain is in the order of spec/ztunnel.md §5.2: leaf, intermediates one by
 // one, and the whole root bundle as the last element.
@@ -260,7 +260,7 @@ func (a *Authority) issue(template *x509.Certificate, public crypto.PublicKey, t
 	case ttl <= 0:
 		ttl = defaultTTL
 	case ttl > maxTTL:
-		return nil, &RequestError{ReasonTTL, fmt.Errorf("life of %s is more than %s", ttl, maxTTL)}
+		return nil, &Refusal{ReasonTTL, fmt.Errorf("life of %s is more than %s", ttl, maxTTL)}
 	}
 	now := time.Now()
 	notAfter := now.Add(ttl)

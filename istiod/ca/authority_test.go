@@ -157,7 +157,7 @@ func TestLives(t *testing.T) {
 			}
 		}
 		_, err := a.Sign(plainCSR(), cartID, 90*24*time.Hour+time.Second)
-		if fault, ok := errors.AsType[*ca.RequestError](err); !ok || fault.Reason != ca.ReasonTTL {
+		if fault, ok := errors.AsType[*ca.Refusal](err); !ok || fault.Reason != ca.ReasonTTL {
 			t.Errorf("more than the maximum: %v", err)
 		}
 
@@ -201,7 +201,7 @@ func TestSignRefuses(t *testing.T) {
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
 			_, err := a.Sign(c.csr, cartID, 0)
-			fault, ok := errors.AsType[*ca.RequestError](err)
+			fault, ok := errors.AsType[*ca.Refusal](err)
 			if !ok || fault.Reason != c.want {
 				t.Errorf("got %v, want %s", err, c.want)
 			}
@@ -331,7 +331,7 @@ func FuzzSign(f *testing.F) {
 		for _, text := range []string{string(request), armoured} {
 			chain, err := a.Sign(text, cartID, 0)
 			if err != nil {
-				if _, ok := errors.AsType[*ca.RequestError](err); !ok {
+				if _, ok := errors.AsType[*ca.Refusal](err); !ok {
 					t.Errorf("not the request's fault: %v", err)
 				}
 				continue

@@ -57,7 +57,7 @@ func (m *metrics) refuse(reason Reason) {
 	switch {
 	case reason == ReasonIdentity:
 		m.identity.Inc()
-	case reason.code() == codes.InvalidArgument:
+	case reason.Code() == codes.InvalidArgument:
 		m.parsing.Inc()
 	case reason == ReasonAuthority:
 		m.signing.Inc()

@@ -24,27 +24,27 @@ const (
 // request's signature has proved that the private one is at hand.
 func publicKey(csrPEM string) (crypto.PublicKey, error) {
 	if len(csrPEM) > maxCSRBytes {
-		return nil, &RequestError{ReasonCSR, fmt.Errorf("request of %d bytes", len(csrPEM))}
+		return nil, &Refusal{ReasonCSR, fmt.Errorf("request of %d bytes", len(csrPEM))}
 	}
 	block, rest := pem.Decode([]byte(csrPEM))
 	if block == nil || block.Type != "CERTIFICATE REQUEST" || len(bytes.TrimSpace(rest)) > 0 {
-		return nil, &RequestError{ReasonCSR, errors.New("not exactly one PEM block CERTIFICATE REQUEST")}
+		return nil, &Refusal{ReasonCSR, errors.New("not exactly one PEM block CERTIFICATE REQUEST")}
 	}
 	csr, err := x509.ParseCertificateRequest(block.Bytes)
 	if err != nil {
-		return nil, &RequestError{ReasonCSR, err}
+		return nil, &Refusal{ReasonCSR, err}
 	}
 	// The key comes first: verifying with an absurd one costs us.
 	if err := strong(csr.PublicKey); err != nil {
-		return nil, &RequestError{ReasonCSRKey, err}
+		return nil, &Refusal{ReasonCSRKey, err}
 	}
 	switch csr.SignatureAlgorithm {
 	case x509.SHA1WithRSA, x509.ECDSAWithSHA1, x509.DSAWithSHA1:
-		return nil, &RequestError{ReasonCSRSignature, fmt.Errorf("signature algorithm %s", csr.SignatureAlgorithm)}
+		return nil, &Refusal{ReasonCSRSignature, fmt.Errorf("signature algorithm %s", csr.SignatureAlgorithm)}
 	default: // CheckSignature knows the others
 	}
 	if err := csr.CheckSignature(); err != nil {
-		return nil, &RequestError{ReasonCSRSignature, err}
+		return nil, &Refusal{ReasonCSRSignature, err}
 	}
 	return csr.PublicKey, nil
 }

@@ -41,9 +41,9 @@ func reasons() []Reason {
 	}
 }
 
-// code is what the caller gets to know: whether to bring another token, to stop
+// Code is what the caller gets to know: whether to bring another token, to stop
 // asking for this identity, to mend the request, or to come again.
-func (r Reason) code() codes.Code {
+func (r Reason) Code() codes.Code {
 	switch r {
 	case ReasonNotTrusted, ReasonTrustDomain, ReasonNotOnNode:
 		return codes.PermissionDenied
@@ -72,20 +72,15 @@ func opaque(code codes.Code) string {
 	}
 }
 
-// RequestError is a certificate request that is itself at fault.
-type RequestError struct {
+// Refusal is a decision against a caller, or a request that is itself at fault.
+// What it says is for our log.
+type Refusal struct {
 	Reason Reason
 	Err    error
 }
 
 // Error implements error.
-func (e *RequestError) Error() string { return "request: " + e.Err.Error() }
+func (e *Refusal) Error() string { return e.Err.Error() }
 
 // Unwrap returns what is wrong.
-func (e *RequestError) Unwrap() error { return e.Err }
-
-// refusal is a decision against a caller.
-type refusal struct {
-	reason Reason
-	err    error // for our log
-}
+func (e *Refusal) Unwrap() error { return e.Err }

@@ -41,8 +41,6 @@ type ServiceConfig struct {
 
 // Service answers certificate requests.
 type Service struct {
-	securityv1.UnimplementedIstioCertificateServiceServer
-
 	cfg     ServiceConfig
 	metrics *metrics
 }
@@ -55,103 +53,118 @@ func NewService(cfg ServiceConfig) *Service {
 	return &Service{cfg: cfg, metrics: newMetrics(cfg.Metrics, cfg.Authority)}
 }
 
-// Register adds the service to a gRPC server.
+// Register adds the service to a gRPC server. Its method is registered as a
+// stream, which has the same form on the wire: of a unary one gRPC reads the
+// message before anybody can ask who is calling.
 func (s *Service) Register(r grpc.ServiceRegistrar) {
-	securityv1.RegisterIstioCertificateServiceServer(r, s)
+	description := securityv1.IstioCertificateService_ServiceDesc
+	r.RegisterService(&grpc.ServiceDesc{
+		ServiceName: description.ServiceName, HandlerType: (*any)(nil), Metadata: description.Metadata,
+		Streams: []grpc.StreamDesc{{
+			StreamName: description.Methods[0].MethodName,
+			Handler:    func(_ any, stream grpc.ServerStream) error { return s.createCertificate(stream) },
+		}},
+	}, s)
 }
 
-// CreateCertificate implements istio.v1.auth.IstioCertificateService.
+// createCertificate is istio.v1.auth.IstioCertificateService/CreateCertificate.
 //
 //  1. Who is calling: a token of ours, bound to a pod that lives.
-//  2. Which identity: its own, or another that it may ask for.
-//  3. Only then the request itself is parsed, and signed.
+//  2. Only then the request is read, up to a limit.
+//  3. Which identity: its own, or another that it may ask for.
+//  4. The request itself is parsed, and signed.
 //
 // Every refusal is counted and logged once, and tells the caller no details.
-func (s *Service) CreateCertificate(
-	ctx context.Context, req *securityv1.IstioCertificateRequest,
-) (*securityv1.IstioCertificateResponse, error) {
+func (s *Service) createCertificate(stream grpc.ServerStream) error {
+	ctx := stream.Context()
 	s.metrics.requests.Inc()
-	wanted, present := req.GetMetadata().GetFields()[mesh.ImpersonatedIdentity]
-	caller, pod, no := s.authenticate(ctx)
-	if no != nil {
-		return nil, s.refuse(ctx, caller, wanted, no)
+	caller, pod, err := Authenticate(ctx, s.cfg.Verify, s.cfg.Pods)
+	if err != nil {
+		return s.refuse(ctx, caller, nil, err)
 	}
-	id, no := s.identity(caller, pod, wanted, present)
-	if no != nil {
-		return nil, s.refuse(ctx, caller, wanted, no)
+	req, err := receive(ctx)
+	if err != nil {
+		return s.refuse(ctx, caller, nil, err)
+	}
+	wanted, present := req.GetMetadata().GetFields()[mesh.ImpersonatedIdentity]
+	id, err := s.identity(caller, pod, wanted, present)
+	if err != nil {
+		return s.refuse(ctx, caller, wanted, err)
 	}
 	if req.GetMetadata().GetFields()[certSigner].GetStringValue() != "" {
-		return nil, s.refuse(ctx, caller, wanted, &refusal{ReasonCertSigner, errors.New("no other signer than our own")})
+		return s.refuse(ctx, caller, wanted, &Refusal{ReasonCertSigner, errors.New("no other signer than our own")})
 	}
 	chain, err := s.sign(req, id)
 	if err != nil {
-		reason := ReasonAuthority
-		if fault, ok := errors.AsType[*RequestError](err); ok {
-			reason = fault.Reason
-		}
-		return nil, s.refuse(ctx, caller, wanted, &refusal{reason, err})
+		return s.refuse(ctx, caller, wanted, err)
 	}
 	s.metrics.issued.Inc()
 	s.cfg.Log.Debug("certificate issued", "caller", caller.String(), "identity", id.String())
-	return &securityv1.IstioCertificateResponse{CertChain: chain}, nil
+	return stream.SendMsg(&securityv1.IstioCertificateResponse{CertChain: chain})
 }
 
-// authenticate returns the caller and its live pod.
-func (s *Service) authenticate(ctx context.Context) (authn.Caller, Pod, *refusal) {
+// Authenticate returns who is calling, by the token of a gRPC request, and the
+// live pod that the token is bound to. An error is a *Refusal.
+func Authenticate(ctx context.Context, verify authn.Verify, pods Pods) (authn.Caller, Pod, error) {
 	token, err := authn.BearerToken(ctx)
 	if err != nil {
-		return authn.Caller{}, Pod{}, &refusal{Reason(authn.ReasonOf(err)), err}
+		return authn.Caller{}, Pod{}, &Refusal{Reason(authn.ReasonOf(err)), err}
 	}
-	caller, err := s.cfg.Verify(ctx, token)
+	caller, err := verify(ctx, token)
 	if err != nil {
-		return authn.Caller{}, Pod{}, &refusal{Reason(authn.ReasonOf(err)), err}
+		return authn.Caller{}, Pod{}, &Refusal{Reason(authn.ReasonOf(err)), err}
 	}
+	pod, err := livePod(caller, pods)
+	return caller, pod, err
+}
+
+func livePod(caller authn.Caller, pods Pods) (Pod, error) {
 	if !caller.Bound() {
-		return caller, Pod{}, &refusal{ReasonUnbound, errors.New("token is bound to no pod")}
+		return Pod{}, &Refusal{ReasonUnbound, errors.New("token is bound to no pod")}
 	}
-	pod, ok := s.cfg.Pods.Pod(caller.Namespace, caller.Pod.Name)
+	pod, ok := pods.Pod(caller.Namespace, caller.Pod.Name)
 	switch {
 	case !ok:
-		return caller, Pod{}, &refusal{ReasonPodGone, errors.New("caller's pod does not exist")}
+		return Pod{}, &Refusal{ReasonPodGone, errors.New("caller's pod does not exist")}
 	case pod.UID != caller.Pod.UID:
-		return caller, Pod{}, &refusal{ReasonPodGone, fmt.Errorf("caller's pod is now another one, uid %s", pod.UID)}
+		return Pod{}, &Refusal{ReasonPodGone, fmt.Errorf("caller's pod is now another one, uid %s", pod.UID)}
 	case pod.ServiceAccount != caller.ServiceAccount:
-		return caller, Pod{}, &refusal{ReasonPodAccount, fmt.Errorf("caller's pod runs as %q", pod.ServiceAccount)}
+		return Pod{}, &Refusal{ReasonPodAccount, fmt.Errorf("caller's pod runs as %q", pod.ServiceAccount)}
 	case pod.ended():
-		return caller, Pod{}, &refusal{ReasonPodEnded, fmt.Errorf("caller's pod is %s", pod.Phase)}
+		return Pod{}, &Refusal{ReasonPodEnded, fmt.Errorf("caller's pod is %s", pod.Phase)}
 	case caller.Node != "" && caller.Node != pod.Node:
-		return caller, Pod{}, &refusal{ReasonPodNode, fmt.Errorf("caller's pod is on node %q", pod.Node)}
+		return Pod{}, &Refusal{ReasonPodNode, fmt.Errorf("caller's pod is on node %q", pod.Node)}
 	}
-	return caller, pod, nil
+	return pod, nil
 }
 
 // identity decides whose name the certificate bears. Without a wanted identity
 // it is the caller's own. With one, all of DESIGN §4 must hold: a trusted node
 // account, a token that names the node of the caller's pod, our trust domain,
 // and a pod of the wanted identity on that node.
-func (s *Service) identity(caller authn.Caller, pod Pod, wanted *structpb.Value, present bool) (spiffe.ID, *refusal) {
+func (s *Service) identity(caller authn.Caller, pod Pod, wanted *structpb.Value, present bool) (spiffe.ID, error) {
 	trustDomain := s.cfg.TrustDomain()
 	if !present {
 		id, err := spiffe.New(trustDomain, caller.Namespace, caller.ServiceAccount)
 		if err != nil {
-			return spiffe.ID{}, &refusal{ReasonIdentity, err}
+			return spiffe.ID{}, &Refusal{ReasonIdentity, err}
 		}
 		return id, nil
 	}
 	if !slices.Contains(s.cfg.TrustedNodeAccounts, caller.Namespace+"/"+caller.ServiceAccount) {
-		return spiffe.ID{}, &refusal{ReasonNotTrusted, errors.New("caller may not impersonate; see CA_TRUSTED_NODE_ACCOUNTS")}
+		return spiffe.ID{}, &Refusal{ReasonNotTrusted, errors.New("caller may not impersonate; see CA_TRUSTED_NODE_ACCOUNTS")}
 	}
 	if caller.Node == "" || pod.Node == "" {
-		return spiffe.ID{}, &refusal{ReasonPodNode, errors.New("token or pod names no node")}
+		return spiffe.ID{}, &Refusal{ReasonPodNode, errors.New("token or pod names no node")}
 	}
 	id, err := spiffe.Parse(wanted.GetStringValue())
 	switch {
 	case err != nil:
-		return spiffe.ID{}, &refusal{ReasonIdentity, errors.New("wanted identity is not a SPIFFE id of a service account")}
+		return spiffe.ID{}, &Refusal{ReasonIdentity, errors.New("wanted identity is not a SPIFFE id of a service account")}
 	case id.TrustDomain() != trustDomain:
-		return spiffe.ID{}, &refusal{ReasonTrustDomain, fmt.Errorf("trust domain is %q", trustDomain)}
+		return spiffe.ID{}, &Refusal{ReasonTrustDomain, fmt.Errorf("trust domain is %q", trustDomain)}
 	case !s.cfg.Pods.RunsOn(pod.Node, id.Namespace(), id.ServiceAccount()):
-		return spiffe.ID{}, &refusal{ReasonNotOnNode, fmt.Errorf("no running pod of that identity on node %q", pod.Node)}
+		return spiffe.ID{}, &Refusal{ReasonNotOnNode, fmt.Errorf("no running pod of that identity on node %q", pod.Node)}
 	}
 	return id, nil
 }
@@ -159,21 +172,26 @@ func (s *Service) identity(caller authn.Caller, pod Pod, wanted *structpb.Value,
 func (s *Service) sign(req *securityv1.IstioCertificateRequest, id spiffe.ID) ([]string, error) {
 	seconds := req.GetValidityDuration()
 	if seconds > int64(maxTTL/time.Second) { // before the product below can overflow
-		return nil, &RequestError{ReasonTTL, fmt.Errorf("life of %d s is more than %s", seconds, maxTTL)}
+		return nil, &Refusal{ReasonTTL, fmt.Errorf("life of %d s is more than %s", seconds, maxTTL)}
 	}
 	return s.cfg.Authority.Sign(req.GetCsr(), id, time.Duration(max(0, seconds))*time.Second)
 }
 
-// refuse is the one place where a request ends without a certificate.
-func (s *Service) refuse(ctx context.Context, caller authn.Caller, wanted *structpb.Value, no *refusal) error {
-	s.metrics.refuse(no.reason)
+// refuse is the one place where a request ends without a certificate. An error
+// that is no fault of the request's is the authority's.
+func (s *Service) refuse(ctx context.Context, caller authn.Caller, wanted *structpb.Value, err error) error {
+	reason := ReasonAuthority
+	if no, ok := errors.AsType[*Refusal](err); ok {
+		reason = no.Reason
+	}
+	s.metrics.refuse(reason)
 	from := ""
 	if p, ok := peer.FromContext(ctx); ok {
 		from = p.Addr.String()
 	}
-	s.cfg.Log.Warn("certificate request refused", "reason", string(no.reason), "caller", caller.String(),
-		"wanted", clip(wanted.GetStringValue()), "peer", from, "error", no.err)
-	code := no.reason.code()
+	s.cfg.Log.Warn("certificate request refused", "reason", string(reason), "caller", caller.String(),
+		"wanted", clip(wanted.GetStringValue()), "peer", from, "error", err)
+	code := reason.Code()
 	return status.Error(code, opaque(code))
 }
 

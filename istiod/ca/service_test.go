@@ -9,6 +9,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"log/slog"
+	"net"
 	"net/url"
 	"slices"
 	"strings"
@@ -17,9 +18,13 @@ import (
 
 	"github.com/go-jose/go-jose/v4"
 	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/encoding/gzip"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/test/bufconn"
 	"google.golang.org/protobuf/types/known/structpb"
 	securityv1 "istio.io/api/security/v1alpha1"
 
@@ -98,12 +103,67 @@ func request(wanted any) *securityv1.IstioCertificateRequest {
 
 func (r *rig) call(token string, req *securityv1.IstioCertificateRequest) ([]string, error) {
 	r.t.Helper()
-	ctx := r.t.Context()
+	return call(r.t, r.service, token, req)
+}
+
+// call asks a service over gRPC.
+func call(t *testing.T, service *ca.Service, token string, req *securityv1.IstioCertificateRequest) ([]string, error) {
+	t.Helper()
+	ctx := t.Context()
 	if token != "" {
-		ctx = metadata.NewIncomingContext(ctx, metadata.Pairs("authorization", "Bearer "+token))
+		ctx = metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+token)
 	}
-	response, err := r.service.CreateCertificate(ctx, req)
+	response, err := securityv1.NewIstioCertificateServiceClient(dial(t, service)).CreateCertificate(ctx, req)
 	return response.GetCertChain(), err
+}
+
+func dial(t *testing.T, service *ca.Service) *grpc.ClientConn {
+	t.Helper()
+	listener := bufconn.Listen(1 << 20)
+	server := grpc.NewServer(grpc.MaxRecvMsgSize(64 << 20))
+	service.Register(server)
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(listener) }()
+	conn := must(grpc.NewClient("passthrough:///ca", grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return listener.DialContext(ctx) })))
+	t.Cleanup(func() {
+		if err := conn.Close(); err != nil {
+			t.Error(err)
+		}
+		server.Stop()
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+	})
+	return conn
+}
+
+// Who may not have a certificate is told so before anything of the request is
+// read, and nobody's request is read when it is too large.
+func TestNothingIsReadThatNeedNotBe(t *testing.T) {
+	r := newRig(t)
+	open := func(token string) grpc.ClientStream {
+		ctx := metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer "+token)
+		return must(dial(t, r.service).NewStream(ctx, &grpc.StreamDesc{ClientStreams: true}, securityv1.IstioCertificateService_CreateCertificate_FullMethodName))
+	}
+	// Nothing is sent after the headers: a service that waits for the message
+	// would wait for ever.
+	if err := open("x").RecvMsg(&securityv1.IstioCertificateResponse{}); status.Code(err) != codes.Unauthenticated {
+		t.Errorf("a stranger is told %v, want Unauthenticated", err)
+	}
+	large := request(nil)
+	large.Csr = strings.Repeat("x", 1<<20)
+	if _, err := r.call(r.token("shop/cart-1"), large); status.Code(err) != codes.InvalidArgument {
+		t.Errorf("a request of 1 MiB: %v, want InvalidArgument", err)
+	}
+	if line := r.log.String(); !strings.Contains(line, "request of 10485") { // and not: CSR of
+		t.Errorf("log: %s", line)
+	}
+	compressed := securityv1.NewIstioCertificateServiceClient(dial(t, r.service))
+	ctx := metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer "+r.token("shop/cart-1"))
+	if _, err := compressed.CreateCertificate(ctx, request(nil), grpc.UseCompressor(gzip.Name)); status.Code(err) != codes.InvalidArgument {
+		t.Errorf("a compressed request: %v, want InvalidArgument", err)
+	}
 }
 
 // metric returns a counter, of a reason if that is not "".
@@ -376,8 +436,7 @@ func TestAuthorityThatCannotSign(t *testing.T) {
 		Pods:        r.pods,
 		TrustDomain: func() string { return "cluster.local" }, Metrics: registry,
 	})
-	ctx := metadata.NewIncomingContext(t.Context(), metadata.Pairs("authorization", "Bearer "+rand.Text()))
-	_, err := service.CreateCertificate(ctx, request(nil))
+	_, err := call(t, service, rand.Text(), request(nil))
 	if status.Code(err) != codes.Internal {
 		t.Errorf("got %v", err)
 	}
@@ -400,8 +459,7 @@ func TestVerifierAway(t *testing.T) {
 		Pods:        r.pods,
 		TrustDomain: func() string { return "cluster.local" },
 	})
-	ctx := metadata.NewIncomingContext(t.Context(), metadata.Pairs("authorization", "Bearer "+rand.Text()))
-	if _, err := service.CreateCertificate(ctx, request(nil)); status.Code(err) != codes.Unavailable {
+	if _, err := call(t, service, rand.Text(), request(nil)); status.Code(err) != codes.Unavailable {
 		t.Errorf("got %v", err)
 	}
 }

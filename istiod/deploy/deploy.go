@@ -18,7 +18,6 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/apimachinery/pkg/util/validation"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
@@ -41,7 +40,6 @@ type Options struct {
 	TrustDomain     string
 	Network         string
 	SystemNamespace string // where istiod is
-	LogFormat       string // empty = the waypoint's default
 
 	// Overlays are applied in order: first that of the class, then the
 	// Gateway's own.
@@ -59,11 +57,6 @@ type Objects struct {
 	ServiceAccount *corev1.ServiceAccount
 	Deployment     *appsv1.Deployment
 	Service        *corev1.Service
-}
-
-// List returns the objects in the order in which they have to exist.
-func (o Objects) List() []runtime.Object {
-	return []runtime.Object{o.ServiceAccount, o.Deployment, o.Service}
 }
 
 // ParametersRef returns the name of the ConfigMap in the Gateway's namespace

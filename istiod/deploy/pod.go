@@ -112,7 +112,6 @@ func (w waypoint) env() []corev1.EnvVar {
 		{Name: "CLUSTER_ID", Value: w.options.ClusterID},
 		{Name: "TRUST_DOMAIN", Value: w.options.TrustDomain},
 		{Name: "NETWORK", Value: w.options.Network},
-		{Name: "LOG_FORMAT", Value: w.options.LogFormat},
 	} {
 		if optional.Value != "" {
 			out = append(out, optional)

@@ -10,6 +10,7 @@
 package gateway
 
 import (
+	"errors"
 	"net/netip"
 	"slices"
 	"strings"
@@ -61,10 +62,10 @@ func Status(in Inputs) (gatewayv1.GatewayStatus, bool) {
 		conditions.add(string(gatewayv1.GatewayConditionProgrammed), false, string(gatewayv1.GatewayReasonInvalid), message)
 		out.Conditions = conditions.list
 		return out, true
+	case valid == 0:
+		conditions.add(string(gatewayv1.GatewayConditionAccepted), false, string(gatewayv1.GatewayReasonListenersNotValid), ErrNoListener.Error())
 	case in.Parameters != nil:
 		conditions.add(string(gatewayv1.GatewayConditionAccepted), false, string(gatewayv1.GatewayReasonInvalidParameters), in.Parameters.Error())
-	case valid == 0:
-		conditions.add(string(gatewayv1.GatewayConditionAccepted), false, string(gatewayv1.GatewayReasonListenersNotValid), "no listener is valid")
 	case valid < len(g.Spec.Listeners):
 		conditions.add(string(gatewayv1.GatewayConditionAccepted), true, string(gatewayv1.GatewayReasonListenersNotValid), "some listeners are not valid")
 	default:
@@ -92,7 +93,7 @@ func programmed(conditions *conditionList, in Inputs, valid, assigned bool) {
 	}
 	switch {
 	case !valid:
-		conditions.add(kind, false, string(gatewayv1.GatewayReasonInvalid), "no listener is valid")
+		conditions.add(kind, false, string(gatewayv1.GatewayReasonInvalid), ErrNoListener.Error())
 	case in.Service == nil:
 		conditions.add(kind, false, string(gatewayv1.GatewayReasonAddressNotAssigned), "service "+service+" does not exist yet")
 	case !in.Ready:
@@ -123,17 +124,26 @@ func address(kind gatewayv1.AddressType, value string) gatewayv1.GatewayStatusAd
 }
 
 // Deployable reports whether istiod creates the pods of the Gateway: it is a
-// waypoint with a valid listener whose addresses are not given by the user,
-// apart from one IP address, spec/control-plane.md §6.2. Any other addresses
-// mean that the user has deployed it.
+// waypoint whose addresses are not given by the user, apart from one IP address,
+// spec/control-plane.md §6.2. Any other addresses mean that the user has deployed
+// it.
 func Deployable(g *gatewayv1.Gateway) bool {
 	if class, ours := classOf(g); !ours || !class.supported {
 		return false
 	}
-	if _, valid := listenerStatuses(g, true); valid == 0 {
-		return false
-	}
 	return len(g.Spec.Addresses) == 0 || len(g.Spec.Addresses) == 1 && isIP(g.Spec.Addresses[0])
+}
+
+// ErrNoListener is why a waypoint cannot be deployed anew: what runs of it goes
+// on, since its services are still sent to it.
+var ErrNoListener = errors.New("no listener is valid")
+
+// Listens returns ErrNoListener when no listener of a waypoint is valid.
+func Listens(g *gatewayv1.Gateway) error {
+	if _, valid := listenerStatuses(g, true); valid == 0 {
+		return ErrNoListener
+	}
+	return nil
 }
 
 func isIP(a gatewayv1.GatewaySpecAddress) bool {

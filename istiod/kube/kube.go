@@ -19,10 +19,14 @@ import (
 
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/ambit-mesh/ambit/apis/mesh"
 )
 
-// userAgent is what the API server's audit log and metrics know istiod by.
-const userAgent = "istiod"
+// userAgent is what the API server's audit log and metrics know istiod by, and
+// the manager of the fields that it writes where nothing else is said:
+// install/installer tells by it what is istiod's.
+const userAgent = mesh.ServiceIstiod
 
 // Requests per second of one client, in the long run and at once. The API
 // server's own priority and fairness protects it; these keep a fault of ours

@@ -10,8 +10,10 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -300,6 +302,57 @@ func TestLostLeaseIsWonBack(t *testing.T) {
 	r.stop()
 	if err := <-r.done; err != nil {
 		t.Error(err)
+	}
+}
+
+// The API server does what the leader asks and does not answer it: whoever else
+// gets the Lease, and however, never leads beside it.
+func TestTwoNeverLead(t *testing.T) {
+	for name, hangs := range map[string]func(r *http.Request) bool{
+		"nothing of it is answered": func(*http.Request) bool { return true },
+		"no write is answered":      func(r *http.Request) bool { return r.Method == http.MethodPut },
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			var leading, taken atomic.Int32
+			var cut atomic.Bool
+			a := &apiServer{t: t, objects: map[string]object{}}
+			ctx, stop := context.WithCancel(t.Context())
+			var ended sync.WaitGroup
+			for _, replica := range []string{"first", "second"} {
+				config := direct{a, func(r *http.Request) bool { return replica == "first" && cut.Load() && hangs(r) }}.config()
+				lease, err := NewLease(config, LeaseConfig{Namespace: "istio-system", Name: "l", Identity: replica, Log: quiet()})
+				if err != nil {
+					t.Fatal(err)
+				}
+				ended.Go(func() {
+					err := lease.Lead(ctx, func(ctx context.Context) error {
+						if leading.Add(1) > 1 {
+							t.Errorf("%s: %s leads beside another", name, replica)
+						}
+						defer leading.Add(-1)
+						if replica == "second" {
+							taken.Add(1)
+						}
+						<-ctx.Done()
+						// What was under way when the work was told to end.
+						time.Sleep(leaseLasts - renewWithin - time.Second)
+						return nil
+					})
+					if err != nil {
+						t.Error(err)
+					}
+				})
+				time.Sleep(5 * time.Second)
+			}
+			cut.Store(true)
+			time.Sleep(time.Minute)
+			if taken.Load() != 1 && name == "nothing of it is answered" {
+				t.Errorf("%s: the second has led %d times, want once", name, taken.Load())
+			}
+			cut.Store(false)
+			stop()
+			ended.Wait()
+		})
 	}
 }
 

@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"time"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	client "k8s.io/client-go/kubernetes/typed/coordination/v1"
 	"k8s.io/client-go/rest"
@@ -15,8 +17,8 @@ import (
 	"k8s.io/client-go/tools/leaderelection/resourcelock"
 )
 
-// A leader that cannot renew its Lease for renewWithin stops writing; the others
-// wait for leaseLasts, so that there is time between for what it has begun.
+// A leader that has not renewed its Lease for renewWithin stops writing; the
+// others wait for leaseLasts, so that there is time between for what it has begun.
 const (
 	leaseLasts  = 15 * time.Second
 	renewWithin = 10 * time.Second
@@ -56,7 +58,7 @@ func NewLease(cfg *rest.Config, lease LeaseConfig) (*Lease, error) {
 // Lead waits for the Lease, runs work while it is held, and again each time it
 // has been won back, until ctx is done. work must end when its context does,
 // which is when the Lease is lost, or given back because ctx is done: another
-// replica may write from then on. An error of work ends Lead.
+// replica may write from then on, or soon. An error of work ends Lead.
 func (l *Lease) Lead(ctx context.Context, work func(ctx context.Context) error) error {
 	for ctx.Err() == nil {
 		if err := l.term(ctx, work); err != nil {
@@ -68,26 +70,35 @@ func (l *Lease) Lead(ctx context.Context, work func(ctx context.Context) error) 
 
 // term is one time of waiting, leading and ending.
 //
-//  1. The elector runs in a context of its own: it gives the Lease back when
-//     that ends, which must be after the end of the work.
-//  2. work runs in the elector's leading context, which ends with the Lease,
-//     and ends with ctx, too.
-//  3. When work has ended, the Lease is given back.
+//  1. The elector runs in a context of its own: the Lease is renewed while the
+//     work ends.
+//  2. work runs in the elector's leading context, which ends with the Lease. It
+//     ends with ctx, too, and in any case RenewWithin after the beginning of the
+//     last request that has renewed the Lease: until a request is answered, the
+//     elector waits, and the others count from when they see its effect.
+//  3. When work has ended, the Lease is given back. The elector could do so, but
+//     before its leading context ends.
 func (l *Lease) term(ctx context.Context, work func(ctx context.Context) error) error {
-	electing, giveBack := context.WithCancel(context.WithoutCancel(ctx))
-	defer giveBack()
-	led := make(chan context.Context, 1)
+	electing, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	working, lose := context.WithCancel(electing)
+	defer lose()
+	expiry := time.AfterFunc(math.MaxInt64, lose)
+	defer expiry.Stop()
+	lock := heldLock{held: func(since time.Time) { expiry.Reset(time.Until(since.Add(l.cfg.RenewWithin))) }, Interface: &resourcelock.LeaseLock{
+		LeaseMeta:  metav1.ObjectMeta{Namespace: l.cfg.Namespace, Name: l.cfg.Name},
+		Client:     l.client,
+		LockConfig: resourcelock.ResourceLockConfig{Identity: l.cfg.Identity},
+	}}
+	led := make(chan struct{})
 	elector, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
-		Lock: &resourcelock.LeaseLock{
-			LeaseMeta:  metav1.ObjectMeta{Namespace: l.cfg.Namespace, Name: l.cfg.Name},
-			Client:     l.client,
-			LockConfig: resourcelock.ResourceLockConfig{Identity: l.cfg.Identity},
-		},
+		Lock: lock, Name: l.cfg.Name,
 		LeaseDuration: l.cfg.Lasts, RenewDeadline: l.cfg.RenewWithin, RetryPeriod: l.cfg.Retry,
-		ReleaseOnCancel: true,
-		Name:            l.cfg.Name,
 		Callbacks: leaderelection.LeaderCallbacks{
-			OnStartedLeading: func(leading context.Context) { led <- leading },
+			OnStartedLeading: func(leading context.Context) {
+				context.AfterFunc(leading, lose)
+				close(led)
+			},
 			OnStoppedLeading: func() {},
 			OnNewLeader:      l.observed,
 		},
@@ -100,18 +111,65 @@ func (l *Lease) term(ctx context.Context, work func(ctx context.Context) error) 
 		defer close(ended)
 		elector.Run(electing)
 	}()
-	defer func() { <-ended }()
-	defer giveBack()
+	defer func() {
+		stop()
+		<-ended
+		l.release(ctx, lock)
+	}()
 	select {
 	case <-ctx.Done():
 		return nil
-	case <-ended: // never before it has led
-		return nil
-	case leading := <-led:
-		return l.lead(ctx, leading, work)
+	case <-led:
+		return l.lead(ctx, working, work)
 	}
 }
 
+// heldLock tells when each request began that has taken or renewed the Lease.
+type heldLock struct {
+	resourcelock.Interface
+
+	held func(since time.Time)
+}
+
+// Create implements resourcelock.Interface.
+func (h heldLock) Create(ctx context.Context, r resourcelock.LeaderElectionRecord) error {
+	return h.tell(h.Interface.Create, ctx, r)
+}
+
+// Update implements resourcelock.Interface.
+func (h heldLock) Update(ctx context.Context, r resourcelock.LeaderElectionRecord) error {
+	return h.tell(h.Interface.Update, ctx, r)
+}
+
+func (h heldLock) tell(
+	write func(context.Context, resourcelock.LeaderElectionRecord) error, ctx context.Context, r resourcelock.LeaderElectionRecord,
+) error {
+	since := time.Now()
+	err := write(ctx, r)
+	if err == nil {
+		h.held(since)
+	}
+	return err
+}
+
+// release gives the Lease back if it is still held, so that another need not
+// wait until it is over. Where that fails, another waits.
+func (l *Lease) release(ctx context.Context, lock heldLock) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), l.cfg.RenewWithin)
+	defer cancel()
+	record, _, err := lock.Get(ctx)
+	if err == nil && record.HolderIdentity == l.cfg.Identity {
+		now := metav1.Now()
+		err = lock.Interface.Update(ctx, resourcelock.LeaderElectionRecord{
+			LeaseDurationSeconds: 1, AcquireTime: now, RenewTime: now, LeaderTransitions: record.LeaderTransitions,
+		})
+	}
+	if err != nil && !apierrors.IsNotFound(err) {
+		l.cfg.Log.Info("the lease is not given back: it is free when it is over", slog.String("lease", l.cfg.Name), slog.Any("error", err))
+	}
+}
+
+// lead runs work until leading ends, or ctx.
 func (l *Lease) lead(ctx, leading context.Context, work func(ctx context.Context) error) error {
 	working, stop := context.WithCancel(leading)
 	defer stop()

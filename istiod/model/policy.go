@@ -9,6 +9,10 @@ import (
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
 )
 
+// AnnotationUnreadable is on what istiod/source takes in the place of a policy
+// that it cannot read: the strictest with its name and scope.
+const AnnotationUnreadable = "ambit-mesh.io/unreadable"
+
 // Policy is an AuthorizationPolicy.
 type Policy struct {
 	Name Name
@@ -19,6 +23,8 @@ type Policy struct {
 	// do.
 	Targets []*typeapi.PolicyTargetReference
 	DryRun  bool
+	// Unreadable policies are stand-ins, see AnnotationUnreadable.
+	Unreadable bool
 	// Spec is shared; nobody writes to it.
 	Spec *securityapi.AuthorizationPolicy
 }
@@ -30,12 +36,13 @@ func (p Policy) Key() string { return p.Name.String() }
 func NewPolicy(p *securityv1.AuthorizationPolicy) Policy {
 	name := Name{Namespace: p.Namespace, Name: p.Name}
 	out := Policy{
-		Name:     name,
-		Age:      Age{Created: p.CreationTimestamp.Time, Name: name},
-		Selector: p.Spec.GetSelector().GetMatchLabels(),
-		Targets:  p.Spec.GetTargetRefs(),
-		DryRun:   p.Annotations["istio.io/dry-run"] == "true",
-		Spec:     &p.Spec,
+		Name:       name,
+		Age:        Age{Created: p.CreationTimestamp.Time, Name: name},
+		Selector:   p.Spec.GetSelector().GetMatchLabels(),
+		Targets:    p.Spec.GetTargetRefs(),
+		DryRun:     p.Annotations["istio.io/dry-run"] == "true",
+		Spec:       &p.Spec,
+		Unreadable: p.Annotations[AnnotationUnreadable] == "true",
 	}
 	if ref := p.Spec.GetTargetRef(); ref != nil {
 		out.Targets = append(slices.Clone(out.Targets), ref)

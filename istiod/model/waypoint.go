@@ -1,6 +1,7 @@
 package model
 
 import (
+	"cmp"
 	"net/netip"
 
 	"k8s.io/apimachinery/pkg/labels"
@@ -19,6 +20,8 @@ type Waypoint struct {
 	For string
 	// Service is the Kubernetes Service of its pods.
 	Service Name
+	// ServiceAccount is that of its pods, as istiod/deploy names it.
+	ServiceAccount string
 	// Hostname or Address is where it is reached. Both are empty while it is
 	// not ready.
 	Hostname string
@@ -80,6 +83,7 @@ func NewWaypoint(g *gatewayv1.Gateway, class *gatewayv1.GatewayClass) Waypoint {
 	if override := g.Annotations["gateway.istio.io/name-override"]; override != "" {
 		out.Service.Name = override
 	}
+	out.ServiceAccount = cmp.Or(g.Annotations["gateway.istio.io/service-account"], out.Service.Name)
 	if class != nil && class.Labels[mesh.LabelWaypointFor] != "" {
 		out.For = class.Labels[mesh.LabelWaypointFor]
 	}

@@ -80,6 +80,9 @@ func (d *Dir) restore(ctx context.Context) {
 		}
 		d.cfg.Log.Warn("the last good version counts", slog.Any("object", key), slog.String("file", file))
 		d.taken[key] = true
+		if key == meshKey {
+			d.undecided = ""
+		}
 		if !d.bad[key] {
 			d.restored[file] = append(d.restored[file], key)
 		}

@@ -291,3 +291,15 @@ func (d *definitions) list() (feeds []*feed, pending error) {
 	}
 	return feeds, pending
 }
+
+// watched says how the definitions themselves are read: without them a kind that
+// comes is not seen.
+func (d *definitions) watched() Watched {
+	out := d.feeds.watched()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.err != nil && out.State != StateFailing {
+		out.State, out.Error = StateFailing, d.err.Error()
+	}
+	return out
+}

@@ -35,6 +35,7 @@ type Dir struct {
 
 	broken   map[string]bool           // files
 	restored map[string][]manifest.Key // by the broken file that held them before a restart
+	missing  missing
 }
 
 // NewDir returns a Dir that has read nothing yet.
@@ -49,17 +50,25 @@ func NewDir(cfg DirConfig) (*Dir, error) {
 // Run follows the directories until ctx is done.
 func (d *Dir) Run(ctx context.Context) error {
 	watcher := manifest.NewWatcher(d.cfg.Log, d.cfg.Dirs...)
+	loaded := false
 	return watcher.Run(ctx, func(changes []manifest.Change, initial bool) {
 		d.apply(ctx, changes)
-		if !initial {
+		if initial {
+			d.restore(ctx)
+		}
+		d.missing.set(d.undecided)
+		if loaded || d.undecided != "" {
 			return
 		}
-		d.restore(ctx)
+		loaded = true
 		if d.cfg.Loaded != nil {
 			d.cfg.Loaded()
 		}
 	})
 }
+
+// Missing implements Source.
+func (d *Dir) Missing() string { return d.missing.get() }
 
 // Load takes changes once, as Run does with those that it finds, without
 // following any directory: for offline commands and tests.
@@ -125,9 +134,7 @@ func (d *Dir) set(ctx context.Context, o manifest.Object, report *Report) func(t
 	o = d.inNamespace(o, k)
 	typed, err := d.decode(ctx, o, group, k)
 	if err != nil {
-		path, reason := splitField(err)
-		d.bad[o.Key] = true
-		report.Invalid = append(report.Invalid, Invalid{Key: o.Key, File: o.File, Line: o.Line, Field: path, Reason: reason})
+		d.refuse(Invalid{Key: o.Key, File: o.File, Line: o.Line}, err, report)
 		return nil
 	}
 	d.unwarn(o.Key, report)

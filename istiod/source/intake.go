@@ -11,6 +11,7 @@ import (
 	kjson "sigs.k8s.io/json"
 
 	"github.com/ambit-mesh/ambit/apis/manifest"
+	"github.com/ambit-mesh/ambit/apis/mesh"
 	"github.com/ambit-mesh/ambit/install/crds"
 )
 
@@ -24,6 +25,9 @@ type intake struct {
 	bad    map[manifest.Key]bool // their newest version is refused
 	unread map[manifest.Key]bool // of a kind that is not read
 	warned map[manifest.Key]bool // a part of them has no effect
+	// undecided is why there is a MeshConfig and nothing is known of it; "" when
+	// it is known, or absent. What goes by it would go by another trust domain.
+	undecided string
 }
 
 func newIntake(o *Objects) (intake, error) {
@@ -36,6 +40,19 @@ func newIntake(o *Objects) (intake, error) {
 		taken: map[manifest.Key]bool{}, bad: map[manifest.Key]bool{},
 		unread: map[manifest.Key]bool{}, warned: map[manifest.Key]bool{},
 	}, nil
+}
+
+// meshKey is that of the MeshConfig.
+var meshKey = manifest.Key{Kind: "ConfigMap", Namespace: mesh.DefaultSystemNamespace, Name: mesh.MeshConfigName}
+
+// refuse notes that the newest version of an object is not taken.
+func (in *intake) refuse(at Invalid, err error, report *Report) {
+	in.bad[at.Key] = true
+	at.Field, at.Reason = splitField(err)
+	report.Invalid = append(report.Invalid, at)
+	if at.Key == meshKey && !in.taken[meshKey] {
+		in.undecided = "ConfigMap " + MeshConfigKey + " has the trust domain and cannot be read: " + err.Error()
+	}
 }
 
 // checkTyped validates what neither a schema nor a Go type says.
@@ -83,6 +100,9 @@ func (in *intake) unwarn(key manifest.Key, report *Report) {
 }
 
 func (in *intake) mend(key manifest.Key, report *Report) {
+	if key == meshKey {
+		in.undecided = ""
+	}
 	if in.bad[key] {
 		delete(in.bad, key)
 		report.Valid = append(report.Valid, key)

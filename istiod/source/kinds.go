@@ -2,7 +2,6 @@ package source
 
 import (
 	"slices"
-	"strings"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -110,11 +109,14 @@ func kinds(o *Objects) map[groupKind]kind {
 	}
 }
 
+// meshGroups are those whose objects are there for the mesh. What chart istiod
+// lets istiod read is the same; other groups of Istio's, such as that of its
+// operator, say nothing to a control plane.
+var meshGroups = []string{gatewayv1.GroupName, groupNetworking, groupSecurity, "telemetry.istio.io", "extensions.istio.io"}
+
 // ForMesh reports whether a group's objects are there for the mesh, so that
 // their authors expect an effect.
-func ForMesh(group string) bool {
-	return group == gatewayv1.GroupName || strings.HasSuffix(group, ".istio.io")
-}
+func ForMesh(group string) bool { return slices.Contains(meshGroups, group) }
 
 // convert returns o in the version that is read, or false when its version is
 // not served.

@@ -55,6 +55,8 @@ type Kubernetes struct {
 	builtin     map[groupKind]*feed
 	read        map[groupKind]listWatch // of builtin
 	definitions *definitions
+	missing     missing
+	standing    map[manifest.Key]bool // a stand-in is taken in their place
 }
 
 // NewKubernetes returns a source that has read nothing yet.
@@ -71,7 +73,7 @@ func newKubernetes(cfg KubernetesConfig, c clients) (*Kubernetes, error) {
 	if err != nil {
 		return nil, err
 	}
-	k := &Kubernetes{intake: known, cfg: cfg, queue: newQueue(), builtin: map[groupKind]*feed{}, read: map[groupKind]listWatch{}}
+	k := &Kubernetes{intake: known, cfg: cfg, queue: newQueue(), builtin: map[groupKind]*feed{}, read: map[groupKind]listWatch{}, standing: map[manifest.Key]bool{}}
 	for group, b := range c.builtin() {
 		f := newFeed(group, k.queue)
 		f.expect(schema.GroupVersionResource{Group: group.group, Version: k.kinds[group].versions[0], Resource: b.plural})
@@ -109,7 +111,8 @@ func (k *Kubernetes) Run(ctx context.Context) error {
 			continue
 		}
 		k.apply(ctx, k.queue.take())
-		if !loaded {
+		k.missing.set(k.undecided)
+		if !loaded && k.undecided == "" {
 			loaded = true
 			if k.cfg.Loaded != nil {
 				k.cfg.Loaded()
@@ -132,7 +135,23 @@ func (k *Kubernetes) Watched() []Watched {
 	for _, f := range k.feeds() {
 		out = append(out, f.watched())
 	}
-	return out
+	return append(out, k.definitions.watched())
+}
+
+// Missing implements Source.
+func (k *Kubernetes) Missing() string {
+	texts := make([]string, 0, complainOf)
+	missing := k.pending()
+	slices.SortStableFunc(missing, func(a, b error) int { // what has to be permitted, first
+		return cmp.Compare(forbidden(b), forbidden(a))
+	})
+	for _, err := range missing[:min(len(missing), complainOf)] {
+		texts = append(texts, err.Error())
+	}
+	if refused := k.missing.get(); refused != "" {
+		texts = append(texts, refused)
+	}
+	return strings.Join(texts, "; ")
 }
 
 // Resource returns where the objects of a kind are, as far as the cluster has it.
@@ -161,16 +180,7 @@ func (k *Kubernetes) pending() (why []error) {
 // complain tells why the source does not know everything.
 func (k *Kubernetes) complain(loaded bool) {
 	if !loaded {
-		missing := k.pending()
-		slices.SortStableFunc(missing, func(a, b error) int { // what has to be permitted, first
-			return cmp.Compare(forbidden(b), forbidden(a))
-		})
-		texts := make([]string, min(len(missing), complainOf))
-		for i := range texts {
-			texts[i] = missing[i].Error()
-		}
-		k.cfg.Log.Warn("waiting for the API server: istiod serves nobody before it knows all policies",
-			slog.Int("missing", len(missing)), slog.String("why", strings.Join(texts, "; ")))
+		k.cfg.Log.Warn("waiting for the API server: istiod serves nobody before it knows all policies", slog.String("why", k.Missing()))
 		return
 	}
 	for _, w := range k.Watched() {
@@ -236,11 +246,11 @@ func (k *Kubernetes) set(ctx context.Context, key manifest.Key, c change, report
 	kind := k.kinds[group]
 	typed, unknown, err := k.decode(ctx, group, kind, c.object)
 	if err != nil {
-		k.bad[key] = true
-		at.Field, at.Reason = splitField(err)
-		report.Invalid = append(report.Invalid, at)
-		return nil
+		edit := k.standIn(key, kind, c.object, &err)
+		k.refuse(at, err, report)
+		return edit
 	}
+	delete(k.standing, key)
 	k.unwarn(key, report)
 	k.warn(typed, unknown, at, report)
 	k.mend(key, report)
@@ -248,6 +258,24 @@ func (k *Kubernetes) set(ctx context.Context, key manifest.Key, c change, report
 		return nil // most of what kubelets write is none of the mesh's business
 	}
 	k.taken[key] = true
+	return func(tx *collection.Tx) { kind.set(tx, typed) }
+}
+
+// standIn returns how to take an object in the place of one that cannot be read
+// and of which no version has been, and says so in the error; nil when there is
+// none.
+func (k *Kubernetes) standIn(key manifest.Key, kind kind, o any, err *error) func(tx *collection.Tx) {
+	body, custom := o.(*unstructured.Unstructured)
+	if !custom || k.taken[key] && !k.standing[key] {
+		return nil
+	}
+	typed := standIn(key, body)
+	if typed == nil {
+		return nil
+	}
+	path, reason := splitField(*err)
+	*err = &fieldError{path, reason + "; until it can be read, " + standInEffect[key.Kind] + " where it applies"}
+	k.taken[key], k.standing[key] = true, true
 	return func(tx *collection.Tx) { kind.set(tx, typed) }
 }
 
@@ -297,6 +325,7 @@ func (k *Kubernetes) remove(key manifest.Key, report *Report) func(tx *collectio
 		return nil
 	}
 	delete(k.taken, key)
+	delete(k.standing, key)
 	kind := k.kinds[groupKind{key.Group, key.Kind}]
 	return func(tx *collection.Tx) { kind.remove(tx, objectKey(key.Namespace, key.Name)) }
 }

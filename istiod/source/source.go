@@ -14,6 +14,7 @@ package source
 
 import (
 	"context"
+	"sync/atomic"
 
 	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
@@ -30,6 +31,20 @@ import (
 // Source feeds collections until ctx is done.
 type Source interface {
 	Run(ctx context.Context) error
+	// Missing says why the first load is not complete, from any goroutine.
+	Missing() string
+}
+
+// missing is what keeps a first load from being complete.
+type missing struct{ text atomic.Pointer[string] }
+
+func (m *missing) set(text string) { m.text.Store(&text) }
+
+func (m *missing) get() string {
+	if text := m.text.Load(); text != nil {
+		return *text
+	}
+	return ""
 }
 
 // Objects is what istiod reads, each kind under its key: "namespace/name", or

@@ -133,7 +133,12 @@ func answer(err error, gvr schema.GroupVersionResource) error {
 	var status apierrors.APIStatus
 	answered := errors.As(err, &status)
 	switch {
-	case err == nil, apierrors.IsNotFound(err):
+	case err == nil:
+		return nil
+	case apierrors.IsNotFound(err):
+		if apierrors.HasStatusCause(err, metav1.CauseTypeUnexpectedServerResponse) { // no answer of an API: there is no such path
+			return fmt.Errorf("definition of %s has no subresource status: it is not the one that this version knows", gvr.GroupResource())
+		}
 		return nil // gone; nobody has to be told
 	case !answered, status.Status().Code >= http.StatusInternalServerError, apierrors.IsTooManyRequests(err):
 		return fmt.Errorf("%w: %w", errUnanswered, err)

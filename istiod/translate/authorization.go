@@ -27,6 +27,7 @@ type PolicyResult struct {
 const (
 	ReasonAccepted         = "Accepted"
 	ReasonUnsupportedValue = "UnsupportedValue"
+	ReasonInvalid          = "Invalid"
 )
 
 // enforcedAtL4 reports whether ztunnel is sent the policy.
@@ -72,6 +73,9 @@ func Authorization(p model.Policy, rootNamespace string) PolicyResult {
 	reader := policyReader{allow: out.Action == securityapi.Action_ALLOW, namespace: p.Name.Namespace, lost: map[string]bool{}}
 	for i, rule := range p.Spec.GetRules() {
 		out.Rules = append(out.Rules, reader.rules(i, rule)...)
+	}
+	if p.Unreadable {
+		return PolicyResult{Message: out, Reason: ReasonInvalid, Text: "istiod cannot read the policy: everything is denied where it applies"}
 	}
 	return PolicyResult{Message: out, Reason: reader.reason(), Accepted: true, Text: reader.text()}
 }

@@ -24,8 +24,9 @@ const (
 	// firstRequestTimeout bounds how long a stranger holds a stream open.
 	firstRequestTimeout = 15 * time.Second
 	// maxRequestBytes leaves room for the versions that a proxy reports when it
-	// reconnects: some 100 bytes for each resource that it holds.
-	maxRequestBytes = 64 << 20
+	// reconnects: some 100 bytes for each resource that it holds, of which a large
+	// cluster has 200,000. Whom Authenticate refuses cannot send it.
+	maxRequestBytes = 32 << 20
 )
 
 // Config is all that a Server needs.

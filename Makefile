@@ -17,7 +17,7 @@ ARCHS     ?= amd64,arm64
 NODES     ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: build gatewayapi demo test lint gen images cluster-up cluster-down cluster-test conformance help
+.PHONY: build gatewayapi demo test lint gen images cluster-up cluster-down cluster-test conformance bench interop help
 
 gobuild = @mkdir -p $(BIN) && CGO_ENABLED=0 go -C integration/tools run ./gobuild ../.. -o bin/
 
@@ -72,10 +72,21 @@ conformance: cluster-up ## run the Gateway API suite for meshes there (UPDATE=1 
 	CGO_ENABLED=0 go -C integration/conformance build -o $(BIN)/conformance ./cmd/conformance
 	@$(BIN)/conformance --root $(CURDIR) --version "$$(git describe --always --dirty)" $(if $(UPDATE),--update) $(if $(TEST),--test $(TEST)) $(if $(KEEP),--keep)
 
+bench: ## measure ztunnel beside direct TCP and a net/http CONNECT proxy (QUICK=1; PEER=path adds a ztunnel; RESULTS=dir)
+	$(gobuild) ./cmd/ztunnel ./integration/bench ./integration/bench/baseline
+	@$(BIN)/bench $(if $(QUICK),--quick) $(if $(PEER),--peer $(PEER)) $(if $(RESULTS),--results $(RESULTS))
+
+interop: ## run our ztunnel with parts of others: Istio's echo, nghttp2 if installed, its ztunnel (PEER=path)
+	$(gobuild) ./cmd/ztunnel
+	CGO_ENABLED=0 go -C integration/interop/upstream build -o $(BIN)/upstream/ istio.io/istio/pkg/test/echo/cmd/client istio.io/istio/pkg/test/echo/cmd/server
+	CGO_ENABLED=0 go -C integration/interop build -o $(BIN)/interop .
+	@$(if $(PEER),PEER=$(PEER)) $(BIN)/interop
+
 lint: ## run the linters, pinned in integration/tools
 	CGO_ENABLED=0 go tool -modfile=integration/tools/go.mod golangci-lint run --build-tags cluster ./...
 	cd integration/tools && CGO_ENABLED=0 go tool golangci-lint run --config ../../.golangci.yml ./...
-	cd integration/conformance && CGO_ENABLED=0 go tool -modfile=../tools/go.mod golangci-lint run --config ../../.golangci.yml ./...
+	for module in conformance interop; do \
+	  (cd integration/$$module && CGO_ENABLED=0 go tool -modfile=../tools/go.mod golangci-lint run --config ../../.golangci.yml ./...) || exit 1; done
 
 gen: ## generate code and CRDs again from their sources
 	go -C integration/tools run ./protogen ../..

@@ -88,7 +88,7 @@ func New(cfg Config) (*Waypoint, error) {
 	if err != nil {
 		return nil, fmt.Errorf("own identity: %w", err)
 	}
-	w := &Waypoint{cfg: cfg, id: id, registry: prometheus.NewRegistry(), workloads: workload.NewStore("")}
+	w := &Waypoint{cfg: cfg, id: id, registry: prometheus.NewRegistry(), workloads: workload.NewStore("", "")}
 	w.ready.await("identity", "configuration", "listener")
 	if w.xdsConn, err = xds.Dial(cfg.XDS); err != nil {
 		return nil, fmt.Errorf("xds: %w", err)

@@ -3,13 +3,17 @@ package ztunnel
 import (
 	"crypto/x509"
 	"encoding/base64"
+	"encoding/json"
 	"encoding/pem"
 	"runtime"
 	"runtime/debug"
 	"time"
 
 	"github.com/ambit-mesh/ambit/ztunnel/identity"
+	"github.com/ambit-mesh/ambit/ztunnel/inpod"
 	"github.com/ambit-mesh/ambit/ztunnel/proxy"
+	"github.com/ambit-mesh/ambit/ztunnel/rbac"
+	"github.com/ambit-mesh/ambit/ztunnel/telemetry"
 	"github.com/ambit-mesh/ambit/ztunnel/workload"
 )
 
@@ -23,11 +27,11 @@ type dump struct {
 	WorkloadState map[string]podDump `json:"workloadState"`
 }
 
-// staticDump is what was loaded from files: nothing, in this version.
+// staticDump is what the local document says, in the way of the state itself.
 type staticDump struct {
-	Workloads []struct{} `json:"workloads"`
-	Services  []struct{} `json:"services"`
-	Policies  []struct{} `json:"policies"`
+	Workloads []*workload.Workload   `json:"workloads"`
+	Services  []workload.ServiceDump `json:"services"`
+	Policies  []*rbac.Policy         `json:"policies"`
 }
 
 type certificateDump struct {
@@ -48,6 +52,8 @@ type podDump struct {
 	State       string            `json:"state"`
 	Connections proxy.Connections `json:"connections"`
 	Info        podInfo           `json:"info"`
+	// Refused are the latest connections that were refused or have failed.
+	Refused []telemetry.Refused `json:"refused,omitempty"`
 }
 
 type podInfo struct {
@@ -59,7 +65,7 @@ type podInfo struct {
 func (z *Ztunnel) dump() any {
 	d := dump{
 		Dump:         z.store.Snapshot().Dump(),
-		StaticConfig: staticDump{[]struct{}{}, []struct{}{}, []struct{}{}},
+		StaticConfig: staticDump{[]*workload.Workload{}, []workload.ServiceDump{}, []*rbac.Policy{}},
 		Version: map[string]string{
 			"version": version(), "gitRevision": setting("vcs.revision"), "rustVersion": runtime.Version(), "buildProfile": "release",
 			"buildStatus": buildStatus(), "istioVersion": z.cfg.Version, "cryptoProvider": "go",
@@ -71,17 +77,45 @@ func (z *Ztunnel) dump() any {
 	for _, e := range z.identities.Dump() {
 		d.Certificates = append(d.Certificates, dumpCertificate(e))
 	}
-	for _, pod := range z.agent.Pods() {
-		state := podDump{
-			State: string(pod.State), Info: podInfo{pod.Pod.Name, pod.Pod.Namespace, pod.Pod.ServiceAccount},
-			Connections: proxy.Connections{Inbound: []proxy.Connection{}, Outbound: []proxy.Connection{}, NotYetMeshed: []proxy.Pair{}},
+	if z.local != nil {
+		static := z.local.Dump()
+		d.StaticConfig = staticDump{static.Workloads, static.Services, static.Policies}
+	}
+	if z.agent != nil {
+		for _, announced := range z.agent.Pods() {
+			running, _ := announced.Proxy.(*pod)
+			p := announced.Pod
+			d.WorkloadState[p.UID] = running.dump(string(announced.State), podInfo{p.Name, p.Namespace, p.ServiceAccount})
 		}
-		if p, ok := pod.Proxy.(*proxy.Proxy); ok {
-			state.Connections = p.Connections()
+	} else if p := z.own.pod.Load(); p != nil {
+		// There is no pod, so no uid either: the workload's name stands for it.
+		state, w := inpod.StatePending, z.cfg.Workload
+		if z.own.serving.Load() {
+			state = inpod.StateUp
 		}
-		d.WorkloadState[pod.Pod.UID] = state
+		d.WorkloadState[p.name] = p.dump(string(state), podInfo{w.Name, w.Namespace, w.ServiceAccount})
 	}
 	return d
+}
+
+// dump shows what runs for a workload; nil is nothing.
+func (p *pod) dump(state string, info podInfo) podDump {
+	d := podDump{
+		State: state, Info: info,
+		Connections: proxy.Connections{Inbound: []proxy.Connection{}, Outbound: []proxy.Connection{}, NotYetMeshed: []proxy.Pair{}},
+	}
+	if p != nil && p.proxy != nil {
+		d.Connections, d.Refused = p.proxy.Connections(), p.proxy.Refusals()
+	}
+	return d
+}
+
+func jsonText(v any) string {
+	text, err := json.Marshal(v)
+	if err != nil {
+		return err.Error()
+	}
+	return string(text)
 }
 
 func dumpCertificate(e identity.Entry) certificateDump {

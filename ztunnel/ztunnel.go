@@ -1,6 +1,7 @@
-// Package ztunnel wires the L4 node proxy together: one process per node that
-// serves every enrolled pod of it. It decides nothing; read New to see the
-// parts and Run to see the order in which they begin and end.
+// Package ztunnel wires the L4 proxy together: one process that serves every
+// enrolled pod of a node, or the one workload whose network namespace it is in
+// (config.Mode). It decides nothing; read New to see the parts and Run to see
+// the order in which they begin and end.
 package ztunnel
 
 import (
@@ -12,13 +13,15 @@ import (
 	"net"
 	"net/netip"
 	"sync"
-
-	"google.golang.org/grpc"
+	"sync/atomic"
 
 	"github.com/ambit-mesh/ambit/ztunnel/admin"
 	"github.com/ambit-mesh/ambit/ztunnel/config"
+	"github.com/ambit-mesh/ambit/ztunnel/dns"
 	"github.com/ambit-mesh/ambit/ztunnel/identity"
 	"github.com/ambit-mesh/ambit/ztunnel/inpod"
+	"github.com/ambit-mesh/ambit/ztunnel/local"
+	"github.com/ambit-mesh/ambit/ztunnel/mtls"
 	"github.com/ambit-mesh/ambit/ztunnel/netns"
 	"github.com/ambit-mesh/ambit/ztunnel/telemetry"
 	"github.com/ambit-mesh/ambit/ztunnel/workload"
@@ -32,18 +35,26 @@ type Ztunnel struct {
 	lines   *telemetry.Writer
 	metrics *telemetry.Metrics
 
-	istiod     []*grpc.ClientConn
-	store      *workload.Store
-	identities *identity.Cache
-	xds        *xds.Client
-	agent      *inpod.Agent
-	admin      *admin.Server
+	istiod      []*xds.Conn
+	store       *workload.Store
+	local       *local.Source // nil without a local document
+	identities  *identity.Cache
+	revocations *mtls.Revocations // nil without CRL_PATH
+	xds         *xds.Client       // nil without a control plane
+	demand      *demand           // nil unless addresses are asked for on demand
+	agent       *inpod.Agent      // nil in dedicated mode
+	admin       *admin.Server
+	dnsMetrics  *telemetry.DNSMetrics
+	resolv      dns.ResolvConf // of our own namespace
+	files       []*followed
+	own         ownProxies
 
-	// proxies is the life of every pod's proxy: it outlasts the agent, which
-	// drains them. Set by Run before the agent begins.
+	// proxies is the life of every proxy: it outlasts what starts them, which
+	// drains them, too. Set by Run before the first begins.
 	proxies  context.Context
 	quit     func()
 	quitting chan struct{}
+	draining atomic.Bool
 }
 
 // New makes every part and starts none; only the admin listeners are open
@@ -62,20 +73,36 @@ func New(cfg *config.Config, out io.Writer) (*Ztunnel, error) {
 	z.lines = telemetry.NewWriter(out, format)
 	z.log = telemetry.NewLogger(z.lines, format, levels)
 	z.metrics = telemetry.NewMetrics(cfg.Version)
-
-	// Control: istiod fills the store and signs for the identities.
-	z.store = workload.NewStore(cfg.NodeName)
-	if err := z.connect(); err != nil {
+	z.dnsMetrics = telemetry.NewDNSMetrics()
+	if err := z.metrics.Register(z.dnsMetrics); err != nil {
 		return nil, err
 	}
+	if z.resolv, err = resolvConf(); err != nil {
+		return nil, err
+	}
+
+	// Control: istiod and files fill the store, an authority signs for the identities.
+	z.store = workload.NewStore(cfg.NodeName, cfg.ClusterID)
+	if err := z.readLocal(); err != nil {
+		return nil, err
+	}
+	if err := z.connect(); err != nil {
+		z.disconnect()
+		return nil, err
+	}
+	z.readRevocations()
+
 	// Data: the node agent names pods, and each gets a proxy.
-	z.agent = inpod.New(inpod.Config{Socket: cfg.ZDSSocket, Start: z.startProxy, Log: z.part("inpod"), Metrics: z.podMetrics()})
+	if cfg.Mode == config.Shared {
+		z.agent = inpod.New(inpod.Config{Socket: cfg.ZDSSocket, Start: z.startProxy, Log: z.part("inpod"), Metrics: z.podMetrics()})
+	}
+
 	// Operators.
 	z.admin, err = admin.New(admin.Config{
 		Admin:   loopback(cfg.AdminPort, cfg.IPv6),
 		Metrics: []string{wildcard(cfg.MetricsPort)},
 		Ready:   []string{wildcard(cfg.ReadinessPort)},
-		Dump:    z.dump, Levels: levels, Quit: z.quit, Serve: z.metrics.Handler(), Pending: z.pending, Log: z.part("admin"),
+		Dump:    z.dump, Levels: levels, Quit: z.quit, Serve: z.metrics.Handler(), Pending: z.pending, Notes: z.notes, Log: z.part("admin"),
 	})
 	if err != nil {
 		z.disconnect()
@@ -87,12 +114,14 @@ func New(cfg *config.Config, out io.Writer) (*Ztunnel, error) {
 // part returns the logger of one part.
 func (z *Ztunnel) part(name string) *slog.Logger { return z.log.With(telemetry.KeyScope, name) }
 
-// Run serves until ctx is done or an operator asks to quit, then drains the
-// pods' connections and returns. It begins in the order of spec/ztunnel.md §1.4:
+// Run serves until ctx is done or an operator asks to quit, then drains
+// connections and returns. It begins in the order of spec/ztunnel.md §1.4:
 //
-//  1. the log, then privileges are probed: without them nothing would work;
-//  2. admin, certificates, xDS;
-//  3. once istiod has told everything, the node agent, and with it the pods.
+//  1. the log, then privileges are probed: without them nothing would work; in
+//     dedicated mode, listeners are opened, and accept nothing yet;
+//  2. admin, certificates, xDS, and the files that are followed;
+//  3. once istiod has told everything, the node agent, and with it the pods; or
+//     the one workload.
 //
 // It ends in the opposite order, so that certificates and configuration are
 // there until the last connection has ended.
@@ -104,19 +133,26 @@ func (z *Ztunnel) Run(ctx context.Context) error {
 	defer endLog()
 	defer z.disconnect()
 	z.announce()
-	if err := probe(z.cfg.PacketMark); err != nil {
-		return err
-	}
 
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	control, endControl := context.WithCancel(context.WithoutCancel(ctx))
+	z.proxies = control
 	var parts sync.WaitGroup
 	defer parts.Wait()
 	defer endControl()
-	for name, run := range map[string]func(context.Context) error{
-		"admin": z.admin.Run, "identity": z.identities.Run, "xds": z.xds.Run, "prefetch": z.prefetch,
-	} {
+
+	serve := z.serveNode
+	if z.cfg.Mode == config.Dedicated {
+		if err := z.openOwn(); err != nil {
+			return err
+		}
+		defer z.closeOwn()
+		serve = z.serveOwn
+	} else if err := probe(z.cfg.PacketMark); err != nil {
+		return err
+	}
+	for name, run := range z.controls() {
 		parts.Go(func() {
 			if err := run(control); err != nil && control.Err() == nil {
 				stop(fmt.Errorf("%s: %w", name, err))
@@ -132,16 +168,31 @@ func (z *Ztunnel) Run(ctx context.Context) error {
 	})
 
 	select {
-	case <-z.xds.Warm():
+	case <-z.warm():
 	case <-ctx.Done():
 		return ended(ctx)
 	}
 	z.log.Info("configuration received")
-	z.proxies = control
-	if err := z.agent.Run(ctx); err != nil {
-		return fmt.Errorf("node agent: %w", err)
+	defer context.AfterFunc(ctx, func() {
+		z.draining.Store(true)
+		z.log.Info("draining", "deadline", z.cfg.DrainTimeout)
+	})()
+	if err := serve(ctx); err != nil {
+		return err
 	}
 	return ended(ctx)
+}
+
+// controls are the parts that run for as long as the process does.
+func (z *Ztunnel) controls() map[string]func(context.Context) error {
+	parts := map[string]func(context.Context) error{"admin": z.admin.Run, "identity": z.identities.Run, "files": z.follow}
+	if z.xds != nil {
+		parts["xds"] = z.xds.Run
+	}
+	if z.cfg.Mode == config.Shared {
+		parts["prefetch"] = z.prefetch
+	}
+	return parts
 }
 
 // ended returns why a part ended the process, nil if someone asked for it.
@@ -153,7 +204,8 @@ func ended(ctx context.Context) error {
 }
 
 func (z *Ztunnel) announce() {
-	z.log.Info("starting", "version", version(), "node", z.cfg.NodeName, "xds", z.cfg.XDSAddress, "ca", z.cfg.CAAddress)
+	z.log.Info("starting", "version", version(), "mode", string(z.cfg.Mode), "node", z.cfg.NodeName, "xds", z.cfg.XDSAddress, "ca", z.cfg.CAAddress)
+	z.log.Info("effective configuration", "config", jsonText(z.cfg.Dump()))
 	if len(z.cfg.Ignored) > 0 {
 		z.log.Warn("environment variables have no effect in this version", "variables", fmt.Sprint(z.cfg.Ignored))
 	}
@@ -171,20 +223,6 @@ func probe(mark uint32) error {
 		return fmt.Errorf("privileges: CAP_SYS_ADMIN and CAP_NET_ADMIN are needed: %w", err)
 	}
 	return l.Close()
-}
-
-// pending lists what the process is not ready for.
-func (z *Ztunnel) pending() []string {
-	var out []string
-	select {
-	case <-z.xds.Warm():
-	default:
-		out = append(out, "state manager")
-	}
-	if !z.agent.Ready() {
-		out = append(out, "workload proxy manager")
-	}
-	return out
 }
 
 func (z *Ztunnel) podMetrics() inpod.Metrics {

@@ -28,6 +28,7 @@ import (
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/proto"
 	"istio.io/api/security/v1alpha1"
 
@@ -42,7 +43,12 @@ import (
 	"github.com/ambit-mesh/ambit/ztunnel/workload/workloadtest"
 )
 
-func TestMain(m *testing.M) { netnstest.Main(m) }
+func TestMain(m *testing.M) {
+	if os.Args[0] == processName {
+		os.Exit(runProcess())
+	}
+	netnstest.Main(m)
+}
 
 const patience = 30 * time.Second
 
@@ -54,18 +60,28 @@ type istiod struct {
 	key       *ecdsa.PrivateKey
 	root      *x509.Certificate
 	resources map[string][]*discoveryv3.Resource
-	address   string
-	rootFile  string
+
+	mu     sync.Mutex
+	issued map[string][]x509.RevocationListEntry // by identity
+
+	address  string
+	rootFile string
+	stop     func()
 }
 
 func startIstiod(t *testing.T, messages ...proto.Message) *istiod {
+	t.Helper()
+	return listenIstiod(t, net.IPv4(127, 0, 0, 1), messages...)
+}
+
+func listenIstiod(t *testing.T, ip net.IP, messages ...proto.Message) *istiod {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
-	i := &istiod{t: t, key: key, resources: map[string][]*discoveryv3.Resource{mesh.TypeAddress: nil, mesh.TypeAuthorization: nil}}
-	template := &x509.Certificate{Subject: pkix.Name{CommonName: "root"}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}
+	i := &istiod{t: t, key: key, issued: map[string][]x509.RevocationListEntry{}, resources: map[string][]*discoveryv3.Resource{mesh.TypeAddress: nil, mesh.TypeAuthorization: nil}}
+	template := &x509.Certificate{Subject: pkix.Name{CommonName: "root"}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign}
 	i.root = i.sign(template, template, &key.PublicKey)
 	for _, m := range messages {
 		r := workloadtest.Resource(t, m)
@@ -76,18 +92,19 @@ func startIstiod(t *testing.T, messages ...proto.Message) *istiod {
 	if err := os.WriteFile(i.rootFile, encode(i.root), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	serving := i.sign(&x509.Certificate{IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}, i.root, &key.PublicKey)
+	serving := i.sign(&x509.Certificate{IPAddresses: []net.IP{ip}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}, i.root, &key.PublicKey)
 	server := grpc.NewServer(grpc.Creds(credentials.NewServerTLSFromCert(&tls.Certificate{Certificate: [][]byte{serving.Raw}, PrivateKey: key})))
 	discoveryv3.RegisterAggregatedDiscoveryServiceServer(server, i)
 	v1alpha1.RegisterIstioCertificateServiceServer(server, i)
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := net.Listen("tcp", net.JoinHostPort(ip.String(), "0"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	i.address = "https://" + l.Addr().String()
 	var serve sync.WaitGroup
 	serve.Go(func() { _ = server.Serve(l) })
-	t.Cleanup(func() { server.Stop(); serve.Wait() })
+	i.stop = sync.OnceFunc(func() { server.Stop(); serve.Wait() })
+	t.Cleanup(i.stop)
 	return i
 }
 
@@ -127,14 +144,19 @@ func (i *istiod) DeltaAggregatedResources(s discoveryv3.AggregatedDiscoveryServi
 	}
 }
 
-// CreateCertificate signs for the identity that the caller names.
-func (i *istiod) CreateCertificate(_ context.Context, r *v1alpha1.IstioCertificateRequest) (*v1alpha1.IstioCertificateResponse, error) {
+// CreateCertificate signs for the identity that the caller names, or else for
+// that which its token is.
+func (i *istiod) CreateCertificate(ctx context.Context, r *v1alpha1.IstioCertificateRequest) (*v1alpha1.IstioCertificateResponse, error) {
 	block, _ := pem.Decode([]byte(r.GetCsr()))
 	csr, err := x509.ParseCertificateRequest(block.Bytes)
 	if err != nil {
 		return nil, err
 	}
-	id, err := url.Parse(r.GetMetadata().GetFields()[mesh.ImpersonatedIdentity].GetStringValue())
+	name := r.GetMetadata().GetFields()[mesh.ImpersonatedIdentity].GetStringValue()
+	if md, _ := metadata.FromIncomingContext(ctx); name == "" && len(md.Get("authorization")) == 1 {
+		name = strings.TrimPrefix(md.Get("authorization")[0], "Bearer ")
+	}
+	id, err := url.Parse(name)
 	if err != nil {
 		return nil, err
 	}
@@ -142,7 +164,25 @@ func (i *istiod) CreateCertificate(_ context.Context, r *v1alpha1.IstioCertifica
 		URIs: []*url.URL{id}, KeyUsage: x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 	}, i.root, csr.PublicKey)
+	i.mu.Lock()
+	i.issued[name] = append(i.issued[name], x509.RevocationListEntry{SerialNumber: leaf.SerialNumber, RevocationTime: time.Now()})
+	i.mu.Unlock()
 	return &v1alpha1.IstioCertificateResponse{CertChain: []string{string(encode(leaf)), string(encode(i.root))}}, nil
+}
+
+// revoke returns a list of all certificates that an identity has got.
+func (i *istiod) revoke(identity string) string {
+	i.t.Helper()
+	i.mu.Lock()
+	entries := i.issued[identity]
+	i.mu.Unlock()
+	der, err := x509.CreateRevocationList(rand.Reader, &x509.RevocationList{
+		Number: big.NewInt(1), ThisUpdate: time.Now(), NextUpdate: time.Now().Add(time.Hour), RevokedCertificateEntries: entries,
+	}, i.root, i.key)
+	if err != nil {
+		i.t.Fatal(err)
+	}
+	return string(pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: der}))
 }
 
 // announce plays the node agent: a snapshot of pods, each acknowledged.
@@ -184,20 +224,20 @@ func announce(t *testing.T, l *net.UnixListener, pods map[string]*netnstest.Pod)
 
 // output collects log lines.
 type output struct {
-	mu sync.Mutex
-	bytes.Buffer
+	mu   sync.Mutex
+	text bytes.Buffer
 }
 
 func (o *output) Write(b []byte) (int, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return o.Buffer.Write(b)
+	return o.text.Write(b)
 }
 
 func (o *output) String() string {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return o.Buffer.String()
+	return o.text.String()
 }
 
 func describe(name string, pod *netnstest.Pod) *api.Workload {
@@ -212,11 +252,13 @@ func describe(name string, pod *netnstest.Pod) *api.Workload {
 func TestProcess(t *testing.T) {
 	web, shop := netnstest.NewPod(t), netnstest.NewPod(t)
 	for _, pod := range []*netnstest.Pod{web, shop} {
-		if err := redirect.Apply(pod.NS.File()); err != nil {
+		if err := redirect.Apply(pod.NS.File(), redirect.Options{}); err != nil {
 			t.Fatalf("redirect: %v", err)
 		}
 	}
-	control := startIstiod(t, describe("web", web), describe("shop", shop),
+	self := describe("z", shop)
+	self.Addresses = [][]byte{netnstest.NodeAddr.AsSlice()} // we are in the node's namespace
+	control := startIstiod(t, describe("web", web), describe("shop", shop), self,
 		&security.Authorization{Name: "never", Namespace: "elsewhere", Scope: security.Scope_NAMESPACE})
 	dir := t.TempDir()
 	token, socket := filepath.Join(dir, "token"), filepath.Join(dir, "zds.sock")
@@ -230,7 +272,7 @@ func TestProcess(t *testing.T) {
 	defer func() { _ = agent.Close() }()
 	cfg, err := config.Parse([]string{
 		"NODE_NAME=n1", "XDS_ADDRESS=" + control.address, "CA_ADDRESS=" + control.address, "XDS_ROOT_CA=" + control.rootFile, "CA_ROOT_CA=" + control.rootFile,
-		"AUTH_TOKEN=" + token, "INPOD_UDS=" + socket, "POD_NAME=z", "POD_NAMESPACE=istio-system", "PROXY_CONFIG=x", "ISTIO_META_ISTIO_VERSION=1.2.3",
+		"AUTH_TOKEN=" + token, "INPOD_UDS=" + socket, "POD_NAME=z", "POD_NAMESPACE=z", "SERVICE_ACCOUNT=z", "PROXY_CONFIG={concurrency: 2}", "ISTIO_META_DNS_CAPTURE=false", "ISTIO_META_ISTIO_VERSION=1.2.3",
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -288,6 +330,7 @@ func TestProcess(t *testing.T) {
 		!strings.Contains(body, "workload_manager_active_proxy_count 2") || !strings.Contains(body, `istio_xds_message_total{url="`) {
 		t.Errorf("metrics:\n%s", body)
 	}
+	scrapeThroughMesh(t, web)
 	_ = c.Close()
 	r, err := http.Post("http://127.0.0.1:15000/quitquitquit", "", nil)
 	if err != nil {
@@ -304,12 +347,32 @@ func TestProcess(t *testing.T) {
 	}
 	text := out.String()
 	for _, want := range []string{
-		"\twarn\tambit\tenvironment variables have no effect in this version\tvariables=\"[PROXY_CONFIG]\"",
+		"\tinfo\tambit\teffective configuration\tconfig=",
+		`dst.identity="spiffe://cluster.local/ns/z/sa/z"`, // the scrape
 		`src.identity="spiffe://cluster.local/ns/web/sa/web"`, `direction="outbound" bytes_sent=5 bytes_recv=5`, `direction="inbound" bytes_sent=5 bytes_recv=5`,
 	} {
 		if !strings.Contains(text, want) {
 			t.Errorf("log lacks %q", want)
 		}
+	}
+}
+
+// scrapeThroughMesh reads our own metrics from a pod: over HBONE, since we are a
+// workload, too (spec/ztunnel.md §1.8).
+func scrapeThroughMesh(t *testing.T, from *netnstest.Pod) {
+	t.Helper()
+	c, err := from.NS.Dial(t.Context(), netip.AddrPortFrom(netnstest.NodeAddr, 15020), netns.DialOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	_ = c.SetDeadline(time.Now().Add(patience))
+	if _, err := io.WriteString(c, "GET /metrics HTTP/1.1\r\nHost: z\r\nConnection: close\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	body, err := io.ReadAll(c)
+	if err != nil || !strings.HasPrefix(string(body), "HTTP/1.1 200 OK") || !strings.Contains(string(body), "istio_build{") {
+		t.Errorf("scrape: %v\n%s", err, body)
 	}
 }
 
@@ -349,7 +412,7 @@ func checkDump(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got := fmt.Sprintln(len(d.Workloads), len(d.Policies), d.Certificates, d.Version["istioVersion"]); got !=
-		"2 1 [{spiffe://cluster.local/ns/shop/sa/shop Available} {spiffe://cluster.local/ns/web/sa/web Available}] 1.2.3\n" {
+		"3 1 [{spiffe://cluster.local/ns/shop/sa/shop Available} {spiffe://cluster.local/ns/web/sa/web Available} {spiffe://cluster.local/ns/z/sa/z Available}] 1.2.3\n" {
 		t.Errorf("dump: %s", got)
 	}
 	web := d.WorkloadState["uid-web"]

@@ -15,6 +15,7 @@ const (
 	PortIstiodMonitor  = 15014 // istiod: metrics and debug
 	PortMetrics        = 15020 // metrics of ztunnel and waypoint
 	PortReadiness      = 15021 // GET /healthz/ready
+	PortDNS            = 15053 // in the pod: captured DNS questions
 	PortCNIAgentHealth = 8000  // ambit-cni: /healthz and /readyz
 )
 
@@ -73,6 +74,7 @@ const (
 	AnnotationRedirection         = "ambient.istio.io/redirection"
 	AnnotationTrafficDistribution = "networking.istio.io/traffic-distribution"
 	AnnotationSidecarStatus       = "sidecar.istio.io/status"
+	AnnotationDNSCapture          = "ambient.istio.io/dns-capture" // "true" or "false": beats the agent's default
 )
 
 // xDS type URLs. The Envoy types have theirs in go-control-plane.

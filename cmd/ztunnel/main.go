@@ -1,5 +1,6 @@
-// Command ztunnel is the L4 proxy of one node. It is configured by its
-// environment (spec/ztunnel.md §9.2) and called as charts call it:
+// Command ztunnel is the L4 proxy of one node, or of one workload. It is
+// configured by its environment (spec/ztunnel.md §9.2, and its own --help) and
+// called as charts call it:
 //
 //	ztunnel proxy ztunnel
 package main
@@ -9,7 +10,6 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -29,8 +29,9 @@ func command() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "ztunnel",
 		Short: "L4 proxy of an ambient mesh, one per node",
-		Long:  "ztunnel carries the connections of the node's enrolled pods over mutual TLS.\nIt is configured by environment variables with the names that Istio's ztunnel uses.",
-		Args:  cobra.NoArgs, SilenceUsage: true, SilenceErrors: true,
+		Long: "ztunnel carries the connections of the node's enrolled pods, or of one workload, over mutual TLS.\n" +
+			"It is configured by environment variables with the names that Istio's ztunnel uses [and their defaults]:\n\n" + config.Usage(),
+		Args: cobra.NoArgs, SilenceUsage: true, SilenceErrors: true,
 		RunE: func(cmd *cobra.Command, _ []string) error { return run(cmd.Context()) },
 	}
 	root.CompletionOptions.DisableDefaultCmd = true
@@ -51,21 +52,24 @@ func command() *cobra.Command {
 }
 
 // run serves until SIGTERM or SIGINT, then drains; a second signal ends the
-// process at once.
+// process at once, as asked for.
 func run(ctx context.Context) error {
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(200) // PERFORMANCE.md: the heap is small, its collection is not
-	}
 	cfg, err := config.FromEnvironment()
 	if err != nil {
 		return fmt.Errorf("environment: %w", err)
 	}
+	ztunnel.Tune(cfg)
 	z, err := ztunnel.New(cfg, os.Stdout)
 	if err != nil {
 		return err
 	}
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	context.AfterFunc(ctx, stop) // the next signal has its default effect
+	context.AfterFunc(ctx, func() {
+		again := make(chan os.Signal, 1)
+		signal.Notify(again, syscall.SIGTERM, syscall.SIGINT)
+		<-again
+		os.Exit(0)
+	})
 	return z.Run(ctx)
 }

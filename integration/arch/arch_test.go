@@ -37,9 +37,11 @@ var imports = map[string][]string{
 	"ztunnel/admin":     {},
 	"ztunnel/cni":       {"ztunnel/cni/installer", "ztunnel/netns", "ztunnel/redirect"},
 	"ztunnel/config":    {},
+	"ztunnel/dns":       {"ztunnel/netns", "ztunnel/telemetry", "ztunnel/workload"},
 	"ztunnel/hbone":     {},
 	"ztunnel/identity":  {"ztunnel/mtls"},
 	"ztunnel/inpod":     {"ztunnel/netns"},
+	"ztunnel/local":     {"ztunnel/workload"},
 	"ztunnel/mtls":      {},
 	"ztunnel/netns":     {},
 	"ztunnel/plan":      {"ztunnel/workload"},
@@ -90,6 +92,9 @@ var imports = map[string][]string{
 	"install/samples/bookinfo/cmd/*": {"install/samples/bookinfo/app"},
 
 	"integration/arch":                {},
+	"integration/bed":                 {"istiod/authn", "istiod/ca", "istiod/xds", "ztunnel/netns", "ztunnel/redirect"},
+	"integration/bench":               {"integration/bed"},
+	"integration/bench/baseline":      {"ztunnel/netns"},
 	"integration/cluster":             {"install/images"},
 	"integration/cluster/nft":         {},
 	"integration/cluster/cmd/cluster": {"integration/cluster", "integration/cluster/nft"},
@@ -101,6 +106,7 @@ var imports = map[string][]string{
 	"integration/lab/cmd/lab":         {"integration/lab"},
 	"integration/lab/scene":           {"integration/lab", "install/samples/bookinfo"},
 	"integration/narrate":             {},
+	"integration/scenario":            {},
 }
 
 // goPackage is what go list tells of a package.

@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"runtime"
 	"runtime/pprof"
 	"slices"
 	"strconv"
@@ -39,8 +40,15 @@ type Config struct {
 	Levels  Levels
 	Quit    func()
 	Serve   http.Handler    // the metrics
-	Pending func() []string // what the process is not ready for
+	Pending func() []Task   // what the process is not ready for
+	Notes   func() []string // what someone should look at all the same; nil: nothing
 	Log     *slog.Logger
+}
+
+// A Task is something that the process is not ready for.
+type Task struct {
+	Name   string // as existing tools know it
+	Detail string // why, for people
 }
 
 // Server is the HTTP side of a process.
@@ -135,6 +143,7 @@ func (s *Server) adminMux() http.Handler {
 	mux.HandleFunc("/logging", s.logging)
 	mux.HandleFunc("/quitquitquit", s.quit)
 	mux.HandleFunc("/debug/pprof/profile", profile)
+	mux.HandleFunc("/debug/pprof/heap/profiling", heapProfiling)
 	for _, name := range []string{"heap", "goroutine", "allocs", "block", "mutex", "threadcreate"} {
 		mux.HandleFunc("/debug/pprof/"+name, func(w http.ResponseWriter, _ *http.Request) {
 			if err := pprof.Lookup(name).WriteTo(w, 0); err != nil {
@@ -201,17 +210,30 @@ func post(w http.ResponseWriter, r *http.Request) bool {
 	return false
 }
 
+// heapProfiling answers tools that switch heap profiling on before they ask for
+// a profile: here it always is.
+func heapProfiling(w http.ResponseWriter, r *http.Request) {
+	switch v := r.URL.Query().Get("activate"); v {
+	case "", "true":
+		_, _ = fmt.Fprintln(w, "heap profiling is active") // the client's loss
+	default:
+		http.Error(w, fmt.Sprintf("activate=%s: heap profiling is always active", v), http.StatusBadRequest)
+	}
+}
+
 func profile(w http.ResponseWriter, r *http.Request) {
-	seconds := 10
-	if text := r.URL.Query().Get("seconds"); text != "" {
-		n, err := strconv.Atoi(text)
-		if err != nil || n < 1 || n > 300 {
-			http.Error(w, "seconds is not a number from 1 to 300", http.StatusBadRequest)
-			return
-		}
-		seconds = n
+	const usualFrequency = 100
+	seconds, errSeconds := within(r, "seconds", 10, 300)
+	frequency, errFrequency := within(r, "frequency", usualFrequency, 1000)
+	if err := errors.Join(errSeconds, errFrequency); err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
 	}
 	w.Header().Set("Content-Type", "application/octet-stream")
+	if frequency != usualFrequency {
+		// StartCPUProfile keeps a rate that is set, and says so on standard error.
+		runtime.SetCPUProfileRate(frequency)
+	}
 	if err := pprof.StartCPUProfile(w); err != nil {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return
@@ -221,6 +243,19 @@ func profile(w http.ResponseWriter, r *http.Request) {
 	case <-time.After(time.Duration(seconds) * time.Second):
 	case <-r.Context().Done():
 	}
+}
+
+// within reads a number from 1 to most out of the query.
+func within(r *http.Request, name string, preset, most int) (int, error) {
+	text := r.URL.Query().Get(name)
+	if text == "" {
+		return preset, nil
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 1 || n > most {
+		return 0, fmt.Errorf("%s is not a number from 1 to %d", name, most)
+	}
+	return n, nil
 }
 
 func (s *Server) metricsMux() http.Handler {
@@ -237,12 +272,37 @@ func (s *Server) readyMux() http.Handler {
 			http.Error(w, "use GET", http.StatusMethodNotAllowed)
 			return
 		}
-		pending := slices.Sorted(slices.Values(s.cfg.Pending()))
+		pending := s.cfg.Pending()
+		slices.SortFunc(pending, func(a, b Task) int { return strings.Compare(a.Name, b.Name) })
 		if len(pending) > 0 {
-			http.Error(w, "not ready, pending: "+strings.Join(pending, ", "), http.StatusInternalServerError)
+			http.Error(w, strings.TrimSuffix(notReady(pending)+s.notes(), "\n"), http.StatusInternalServerError)
 			return
 		}
-		_, _ = fmt.Fprintln(w, "ready") // the client's loss
+		_, _ = fmt.Fprint(w, "ready\n", s.notes()) // the client's loss
 	})
 	return mux
+}
+
+// notReady lists tasks: the first line is for tools, the others say why.
+func notReady(pending []Task) string {
+	var names []string
+	var details strings.Builder
+	for _, task := range pending {
+		names = append(names, task.Name)
+		if task.Detail != "" {
+			fmt.Fprintf(&details, "\n%s: %s", task.Name, task.Detail)
+		}
+	}
+	return "not ready, pending: " + strings.Join(names, ", ") + details.String() + "\n"
+}
+
+func (s *Server) notes() string {
+	if s.cfg.Notes == nil {
+		return ""
+	}
+	var b strings.Builder
+	for _, note := range s.cfg.Notes() {
+		fmt.Fprintf(&b, "note: %s\n", note)
+	}
+	return b.String()
 }

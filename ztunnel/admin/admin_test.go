@@ -24,12 +24,12 @@ func (l *levels) Add(text string, _ bool) error {
 func (l *levels) Reset()         { l.text = "info" }
 func (l *levels) String() string { return l.text }
 
-func server(t *testing.T, pending *[]string, quit func()) *Server {
+func server(t *testing.T, pending *[]Task, quit func()) *Server {
 	t.Helper()
 	s, err := New(Config{
 		Dump: func() any { return map[string]int{"workloads": 1} }, Levels: &levels{"info"}, Quit: quit,
 		Serve:   http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "metrics") }),
-		Pending: func() []string { return *pending }, Log: slog.New(slog.DiscardHandler),
+		Pending: func() []Task { return *pending }, Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -38,7 +38,7 @@ func server(t *testing.T, pending *[]string, quit func()) *Server {
 }
 
 func TestRequests(t *testing.T) {
-	quits, pending := 0, []string{"state manager", "proxy"}
+	quits, pending := 0, []Task{{Name: "state manager", Detail: "istiod is away"}, {Name: "proxy"}}
 	s := server(t, &pending, func() { quits++ })
 	parts := map[string]http.Handler{"admin": localOnly(s.adminMux()), "metrics": s.metricsMux(), "ready": s.readyMux()}
 	for _, tc := range []struct {
@@ -61,11 +61,15 @@ func TestRequests(t *testing.T) {
 		{"admin", "POST", "http://evil.example/quitquitquit", 403, ""},
 		{"admin", "POST", "http://localhost/quitquitquit", 200, "shutdown now"},
 		{"admin", "GET", "http://localhost/debug/pprof/heap", 200, ""},
-		{"admin", "GET", "http://localhost/debug/pprof/profile?seconds=0", 400, ""},
+		{"admin", "GET", "http://localhost/debug/pprof/profile?seconds=0", 400, "seconds"},
+		{"admin", "GET", "http://localhost/debug/pprof/profile?frequency=1001", 400, "frequency"},
+		{"admin", "GET", "http://localhost/debug/pprof/heap/profiling", 200, "active"},
+		{"admin", "POST", "http://localhost/debug/pprof/heap/profiling?activate=true", 200, "active"},
+		{"admin", "POST", "http://localhost/debug/pprof/heap/profiling?activate=false", 400, "always"},
 		{"metrics", "GET", "http://x/metrics", 200, "metrics"},
 		{"metrics", "POST", "http://x/stats/prometheus", 200, "metrics"},
 		{"metrics", "GET", "http://x/", 404, ""},
-		{"ready", "GET", "http://x/healthz/ready", 500, "not ready, pending: proxy, state manager"},
+		{"ready", "GET", "http://x/healthz/ready", 500, "not ready, pending: proxy, state manager\nstate manager: istiod is away\n"},
 		{"ready", "POST", "http://x/healthz/ready", 405, ""},
 		{"ready", "GET", "http://x/", 404, ""},
 	} {
@@ -81,14 +85,19 @@ func TestRequests(t *testing.T) {
 	pending = nil
 	w := httptest.NewRecorder()
 	parts["ready"].ServeHTTP(w, httptest.NewRequest("GET", "http://x/healthz/ready", nil))
-	if w.Code != 200 {
+	if w.Code != 200 || w.Body.String() != "ready\n" {
 		t.Errorf("ready: %d %s", w.Code, w.Body)
+	}
+	s.cfg.Notes = func() []string { return []string{"a file is broken"} }
+	w = httptest.NewRecorder()
+	parts["ready"].ServeHTTP(w, httptest.NewRequest("GET", "http://x/healthz/ready", nil))
+	if w.Code != 200 || w.Body.String() != "ready\nnote: a file is broken\n" {
+		t.Errorf("ready with a note: %d %s", w.Code, w.Body)
 	}
 }
 
 func TestRun(t *testing.T) {
-	var pending []string
-	s, err := New(Config{Ready: []string{"127.0.0.1:0"}, Pending: func() []string { return pending }, Levels: &levels{}, Serve: http.NotFoundHandler()})
+	s, err := New(Config{Ready: []string{"127.0.0.1:0"}, Pending: func() []Task { return nil }, Levels: &levels{}, Serve: http.NotFoundHandler()})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -241,7 +242,7 @@ func (c *conn) open(ctx context.Context, r Request, reserved bool) (*Stream, err
 		return nil, context.Cause(ctx)
 	case <-timeout.C:
 		s.Reset()
-		return nil, fmt.Errorf("connect: no answer within %v", c.cfg.OpenTimeout)
+		return nil, fmt.Errorf("connect: no answer within %v: %w", c.cfg.OpenTimeout, os.ErrDeadlineExceeded)
 	}
 	status, err := s.answer()
 	if err != nil {

@@ -151,3 +151,20 @@ func TestFetchTimesOut(t *testing.T) {
 	}
 	close(release)
 }
+
+// TestFetchAnyIdentity: on a VM, the authority says who we are.
+func TestFetchAnyIdentity(t *testing.T) {
+	ca := identitytest.New(t, "cluster.local")
+	given := ca.ID("ns", "given")
+	s := &service{answer: func(_ *securityv1alpha1.IstioCertificateRequest, csr *x509.CertificateRequest) ([]string, error) {
+		return []string{identitytest.PEM(ca.Sign(identitytest.Leaf(given, time.Hour), csr.PublicKey)), ca.RootPEM()}, nil
+	}}
+	conn := connect(t, s)
+	if _, err := identity.NewCA(identity.CAConfig{Conn: conn}).Fetch(t.Context(), ca.ID("ns", "asked")); err == nil {
+		t.Error("a certificate for another identity was accepted")
+	}
+	c, err := identity.NewCA(identity.CAConfig{Conn: conn, AnyIdentity: true}).Fetch(t.Context(), ca.ID("ns", "asked"))
+	if err != nil || c.ID != given {
+		t.Errorf("got %v, %v", c, err)
+	}
+}

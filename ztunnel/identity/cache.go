@@ -12,6 +12,7 @@ package identity
 import (
 	"cmp"
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -177,6 +178,26 @@ func (c *Cache) Dump() []Entry {
 	}
 	slices.SortFunc(list, func(a, b Entry) int { return cmp.Compare(a.ID.String(), b.ID.String()) })
 	return list
+}
+
+// Roots returns the authorities of all certificates, without duplicates.
+func (c *Cache) Roots() []*x509.Certificate {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var roots []*x509.Certificate
+	seen := map[string]bool{}
+	for _, e := range c.entries {
+		if e.cert == nil {
+			continue
+		}
+		for _, root := range e.cert.Roots {
+			if !seen[string(root.Raw)] {
+				seen[string(root.Raw)] = true
+				roots = append(roots, root)
+			}
+		}
+	}
+	return roots
 }
 
 // Run requests and renews certificates until ctx ends, and returns when all

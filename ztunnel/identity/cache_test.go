@@ -98,6 +98,13 @@ func TestRenewal(t *testing.T) {
 			if err != nil {
 				t.Fatalf("get: %v", err)
 			}
+			if _, err := c.Get(t.Context(), a.ca.ID("ns", "b")); err != nil {
+				t.Fatalf("get: %v", err)
+			}
+			if roots := c.Roots(); len(roots) != 1 || !roots[0].Equal(a.ca.Root()) {
+				t.Errorf("%d roots, want the authority's", len(roots))
+			}
+			c.Forget(a.ca.ID("ns", "b"))
 			time.Sleep(ttl * 44 / 100)
 			if got, _ := c.Get(t.Context(), id); got != first {
 				t.Errorf("ttl %v: renewed before 45 %% of its life", ttl)

@@ -79,13 +79,16 @@ type PodState struct {
 
 // Agent is ztunnel's side of ZDS.
 type Agent struct {
-	cfg   Config
-	ready atomic.Bool
-	pods  atomic.Pointer[[]PodState]
+	cfg    Config
+	ready  atomic.Bool
+	detail atomic.Pointer[string]
+	pods   atomic.Pointer[[]PodState]
 
 	// The rest belongs to the goroutine in Run.
 	running   map[string]running
 	pending   map[string]Pod
+	failed    error // why the latest proxy could not start
+	away      error // why there is no connection
 	connected bool
 	snapshot  map[string]bool // uids named before SnapshotSent; nil after it
 	retry     <-chan time.Time
@@ -111,12 +114,32 @@ func New(cfg Config) *Agent {
 	}
 	a := &Agent{cfg: cfg, running: map[string]running{}, pending: map[string]Pod{}}
 	a.pods.Store(&[]PodState{})
+	a.describe()
 	return a
 }
 
 // Ready says whether the agent is connected, has sent its snapshot, and every pod has
 // its proxy.
 func (a *Agent) Ready() bool { return a.ready.Load() }
+
+// Detail says for people what Ready waits for; empty when it does not.
+func (a *Agent) Detail() string { return *a.detail.Load() }
+
+// describe makes what Ready waits for visible.
+func (a *Agent) describe() {
+	text := ""
+	switch {
+	case !a.connected && a.away != nil:
+		text = fmt.Sprintf("node agent at %s: %v", a.cfg.Socket, a.away)
+	case !a.connected:
+		text = fmt.Sprintf("node agent at %s: connecting", a.cfg.Socket)
+	case a.snapshot != nil:
+		text = "the node agent has not sent all pods yet"
+	case len(a.pending) > 0:
+		text = fmt.Sprintf("%d pods without a proxy; the latest: %v", len(a.pending), a.failed)
+	}
+	a.detail.Store(&text)
+}
 
 // Pods lists the pods by UID.
 func (a *Agent) Pods() []PodState { return *a.pods.Load() }
@@ -147,6 +170,8 @@ func (a *Agent) follow(ctx context.Context) error {
 		}
 		wasReady, err := a.serve(ctx, conn)
 		a.ready.Store(false)
+		a.away = err
+		a.describe()
 		if errors.Is(err, ErrProtocol) {
 			return err
 		}
@@ -174,6 +199,8 @@ func (a *Agent) dial(ctx context.Context) *net.UnixConn {
 			return conn
 		}
 		a.cfg.Log.Debug("node agent not reachable", "error", err, "retry_in", backoff)
+		a.away = err
+		a.describe()
 		if !wait(ctx, backoff) {
 			return nil
 		}
@@ -185,7 +212,7 @@ func (a *Agent) dial(ctx context.Context) *net.UnixConn {
 func (a *Agent) start(pod Pod) error {
 	proxy, err := a.cfg.Start(pod)
 	if err != nil {
-		a.pending[pod.UID] = pod
+		a.pending[pod.UID], a.failed = pod, err
 		if a.retry == nil {
 			a.retry = time.After(a.cfg.RetryInterval)
 		}

@@ -202,6 +202,15 @@ func (b *bed) ready(what string, want bool) {
 	b.eventually(what, func() bool { return b.agent.Ready() == want }, func() any { return !want }, want)
 }
 
+// detail checks what the agent says that it waits for.
+func (b *bed) detail(what, want string) {
+	b.t.Helper()
+	b.eventually(what, func() bool {
+		got := b.agent.Detail()
+		return strings.Contains(got, want) && (want != "" || got == "")
+	}, func() any { return b.agent.Detail() }, want)
+}
+
 func (b *bed) eventually(what string, cond func() bool, got func() any, want any) {
 	b.t.Helper()
 	deadline := time.After(5 * time.Second)
@@ -291,12 +300,15 @@ func TestPending(t *testing.T) {
 	if got := b.send(add("gone"), ns.File()); !strings.Contains(got, "in use") {
 		t.Errorf("nack: got %q, want the cause", got)
 	}
+	b.detail("before the snapshot is there", "has not sent all pods")
 	b.ok(snapshotSent())
 	b.ready("while pods are pending", false)
+	b.detail("while pods are pending", "2 pods without a proxy; the latest: ")
 	b.ok(del("gone"))
 	b.setFail("a", nil)
 	b.want("tried again on the same connection", started("a"))
 	b.ready("when nothing is pending", true)
+	b.detail("when nothing is pending", "")
 
 	b.setFail("b", errors.New("bind: in use"))
 	if got := b.send(add("b"), ns.File()); got == "" {

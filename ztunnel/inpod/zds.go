@@ -157,6 +157,7 @@ func (a *Agent) publish() {
 	}
 	slices.SortFunc(pods, func(x, y PodState) int { return cmp.Compare(x.Pod.UID, y.Pod.UID) })
 	a.pods.Store(&pods)
+	a.describe()
 	a.ready.Store(a.connected && a.snapshot == nil && len(a.pending) == 0)
 	if a.cfg.Metrics.Active != nil {
 		a.cfg.Metrics.Active(len(a.running))

@@ -31,13 +31,22 @@ const alpn = "h2"
 // may wait for the first one until ctx ends.
 type Source func(ctx context.Context) (*Certificate, error)
 
+// ClientConfig is that of the zero Policy.
+func ClientConfig(c *Certificate, peers []spiffe.ID) *tls.Config {
+	return Policy{}.ClientConfig(c, peers)
+}
+
+// ServerConfig is that of the zero Policy.
+func ServerConfig(ctx context.Context, source Source) *tls.Config {
+	return Policy{}.ServerConfig(ctx, source)
+}
+
 // ClientConfig returns the configuration of a connection from the workload
 // that c names to a server that must be one of peers. Without peers every
 // server is refused: there is no "any".
-func ClientConfig(c *Certificate, peers []spiffe.ID) *tls.Config {
+func (p Policy) ClientConfig(c *Certificate, peers []spiffe.ID) *tls.Config {
 	peers = slices.Clone(peers)
-	return &tls.Config{
-		MinVersion:             tls.VersionTLS13,
+	return p.Apply(&tls.Config{
 		NextProtos:             []string{alpn},
 		Certificates:           []tls.Certificate{c.tls},
 		SessionTicketsDisabled: true,
@@ -57,18 +66,17 @@ func ClientConfig(c *Certificate, peers []spiffe.ID) *tls.Config {
 			if !slices.Contains(peers, id) {
 				return fmt.Errorf("peer is %s, want %s", id, list(peers))
 			}
-			return nil
+			return p.revoked(s, id)
 		},
-	}
+	})
 }
 
 // ServerConfig returns the configuration of a server whose certificate is
 // asked of source at each handshake, so that a renewed one is used at once. A
 // client must prove an identity of the server's own trust domain. ctx bounds
 // every handshake, beside the handshake's own.
-func ServerConfig(ctx context.Context, source Source) *tls.Config {
-	return &tls.Config{
-		MinVersion:             tls.VersionTLS13,
+func (p Policy) ServerConfig(ctx context.Context, source Source) *tls.Config {
+	return p.Apply(&tls.Config{
 		NextProtos:             []string{alpn},
 		SessionTicketsDisabled: true,
 		// Tunnels carry bulk; small first records only cost.
@@ -82,15 +90,14 @@ func ServerConfig(ctx context.Context, source Source) *tls.Config {
 			if err != nil {
 				return nil, fmt.Errorf("own certificate: %w", err)
 			}
-			return serverConfig(c), nil
+			return p.serverConfig(c), nil
 		},
-	}
+	})
 }
 
 // serverConfig is the configuration of one connection.
-func serverConfig(c *Certificate) *tls.Config {
-	return &tls.Config{
-		MinVersion:             tls.VersionTLS13,
+func (p Policy) serverConfig(c *Certificate) *tls.Config {
+	return p.Apply(&tls.Config{
 		NextProtos:             []string{alpn},
 		Certificates:           []tls.Certificate{c.tls},
 		SessionTicketsDisabled: true,
@@ -105,9 +112,9 @@ func serverConfig(c *Certificate) *tls.Config {
 			if id.TrustDomain() != c.ID.TrustDomain() {
 				return fmt.Errorf("peer is %s, want trust domain %s", id, c.ID.TrustDomain())
 			}
-			return nil
+			return p.revoked(s, id)
 		},
-	}
+	})
 }
 
 // PeerID returns the identity that the peer of an established connection has

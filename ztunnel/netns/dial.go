@@ -15,7 +15,8 @@ import (
 
 // DialOptions are set on a socket before it connects.
 type DialOptions struct {
-	Mark uint32 // SO_MARK; 0 = none
+	Mark        uint32        // SO_MARK; 0 = none
+	UserTimeout time.Duration // TCP_USER_TIMEOUT, as in ListenOptions; 0 = the kernel's
 	// Source is bound transparently when valid: the peer sees a connection from
 	// this address, on a port that the kernel chooses. It needs CAP_NET_ADMIN in the
 	// user namespace that owns ns, and a route that brings the answers back.
@@ -84,6 +85,9 @@ func boundSocket(to netip.AddrPort, o DialOptions) (fd int, err error) {
 		if err := setMark(fd, o.Mark); err != nil {
 			return -1, err
 		}
+	}
+	if err := setUserTimeout(fd, o.UserTimeout); err != nil {
+		return -1, err
 	}
 	if o.Source.IsValid() {
 		return fd, bindSource(fd, o.Source.Unmap(), to.Addr())

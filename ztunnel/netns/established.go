@@ -15,14 +15,17 @@ import (
 // TCPConn is one connection as the kernel lists it; IPv4 addresses are never mapped.
 type TCPConn struct{ Local, Remote netip.AddrPort }
 
-// stateEstablished is TCP_ESTABLISHED in /proc/net/tcp.
-const stateEstablished = "01"
+// States of a socket in /proc/net/tcp, from the kernel's tcp_states.h.
+const (
+	stateEstablished = "01"
+	stateListen      = "0A"
+)
 
 // Established lists the namespace's established TCP connections, IPv4 and IPv6.
 func (ns *NS) Established() ([]TCPConn, error) {
 	var conns []TCPConn
 	err := ns.eachTCP(func(s tcpSocket) {
-		if s.established {
+		if s.state == stateEstablished {
 			conns = append(conns, s.TCPConn)
 		}
 	})
@@ -32,8 +35,8 @@ func (ns *NS) Established() ([]TCPConn, error) {
 // tcpSocket is one line of the kernel's tables.
 type tcpSocket struct {
 	TCPConn
-	established bool
-	owned       bool // by a process
+	state string
+	owned bool // by a process
 }
 
 // eachTCP calls f for every TCP socket of ns.
@@ -69,7 +72,7 @@ func parseTCPTable(table []byte, f func(tcpSocket)) error {
 		if len(fields) < 4 {
 			return fmt.Errorf("line %q: too few fields", line)
 		}
-		s := tcpSocket{established: string(fields[3]) == stateEstablished}
+		s := tcpSocket{state: string(fields[3])}
 		s.owned = len(fields) > inode && string(fields[inode]) != "0"
 		var err error
 		if s.Local, err = parseTCPAddr(fields[1]); err != nil {

@@ -20,7 +20,7 @@ const tcp6Table = `  sl  local_address                         remote_address   
 func established(table string) ([]TCPConn, error) {
 	var conns []TCPConn
 	err := parseTCPTable([]byte(table), func(s tcpSocket) {
-		if s.established {
+		if s.state == stateEstablished {
 			conns = append(conns, s.TCPConn)
 		}
 	})
@@ -60,5 +60,42 @@ func FuzzParseTCPTable(f *testing.F) {
 				t.Errorf("%v, %v: invalid or mapped address", c, err)
 			}
 		}
+	})
+}
+
+// HalfOpen counts connections that the namespace has begun and nobody has answered.
+func (ns *NS) HalfOpen() (n int, err error) {
+	err = ns.eachTCP(func(s tcpSocket) {
+		if s.state == "02" {
+			n++
+		}
+	})
+	return n, err
+}
+
+// Listeners and ListenersFromTable count listening sockets.
+func (ns *NS) Listeners() (map[netip.AddrPort]int, error) { return diagnosed(ns) }
+
+// ListenersFromTable is described at Listeners.
+func (ns *NS) ListenersFromTable() (map[netip.AddrPort]int, error) { return ns.listenersFromTable() }
+
+// diagnosed is listeners without its other way.
+func diagnosed(ns *NS) (map[netip.AddrPort]int, error) {
+	count := map[netip.AddrPort]int{}
+	err := ns.Do(func() error {
+		for _, family := range []uint8{2, 10} {
+			if err := diagnose(family, func(a netip.AddrPort) { count[a]++ }); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return count, err
+}
+
+func FuzzDiagnosis(f *testing.F) {
+	f.Add([]byte{20, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0})
+	f.Fuzz(func(_ *testing.T, data []byte) {
+		_, _ = parseDiagnosis(data, func(netip.AddrPort) {})
 	})
 }

@@ -38,6 +38,17 @@ func AwaitHangup(ctx context.Context, c *net.TCPConn, gone func(unread bool) boo
 	return err
 }
 
+// Ended reports whether the peer of c sends no more: it has ended its side, or the
+// connection. Nothing is read, and others may read meanwhile.
+func Ended(c *net.TCPConn) (ended bool) {
+	rc, err := c.SyscallConn()
+	if err != nil {
+		return true
+	}
+	err = rc.Control(func(fd uintptr) { ended, _ = peerEnded(int(fd)) })
+	return ended || err != nil
+}
+
 // States of a socket, from the kernel's tcp_states.h.
 const (
 	tcpEstablished = 1

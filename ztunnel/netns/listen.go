@@ -6,16 +6,20 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
 // ListenOptions are set on a listener before it is bound; accepted connections
-// inherit the mark.
+// inherit the mark and the time-out.
 type ListenOptions struct {
 	Mark        uint32 // SO_MARK; 0 = none
 	Transparent bool   // IP_TRANSPARENT: accept for addresses that are not ours
 	ReusePort   bool   // SO_REUSEPORT: an old and a new process share the port
+	// UserTimeout is TCP_USER_TIMEOUT of the accepted connections: how long what was
+	// sent may stay unacknowledged until the peer counts as dead; 0 = the kernel's.
+	UserTimeout time.Duration
 }
 
 // Listen listens inside ns. The wildcard address "[::]" is dual-stack; where the
@@ -95,6 +99,9 @@ func bindListener(fd int, addr netip.AddrPort, o ListenOptions) error {
 			return err
 		}
 	}
+	if err := setUserTimeout(fd, o.UserTimeout); err != nil {
+		return err
+	}
 	if err := unix.Bind(fd, sockaddr(addr)); err != nil {
 		return os.NewSyscallError("bind", err)
 	}
@@ -108,6 +115,15 @@ func setTransparent(fd int, v6 bool) error {
 		return set(fd, "IPV6_TRANSPARENT", unix.SOL_IPV6, unix.IPV6_TRANSPARENT, 1)
 	}
 	return set(fd, "IP_TRANSPARENT", unix.SOL_IP, unix.IP_TRANSPARENT, 1)
+}
+
+// setUserTimeout bounds how long sent bytes, and with keep-alive probes, may go without
+// an acknowledgement; 0 leaves it to the kernel.
+func setUserTimeout(fd int, d time.Duration) error {
+	if d <= 0 {
+		return nil
+	}
+	return set(fd, "TCP_USER_TIMEOUT", unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(max(d.Milliseconds(), 1)))
 }
 
 func setMark(fd int, mark uint32) error {

@@ -12,7 +12,7 @@ type hop struct {
 	workload *workload.Workload
 	addr     netip.AddrPort
 	resolve  string // hostname in place of addr's address
-	others   bool   // there was a choice
+	others   bool   // there is another choice
 }
 
 // balance chooses an endpoint of svc for one of its ports. dialled decides the
@@ -24,23 +24,24 @@ func (q *Request) balance(s *workload.Snapshot, svc *workload.Service, port uint
 		return hop{}, problem(NoHealthyEndpoint, "service %s has no port %d", svc.Key, port)
 	}
 	endpoints := s.Endpoints(svc.Key)
-	c := choice{q: q, svc: svc, port: port, mapping: mapping, defined: defined, waypoint: waypoint}
-	e := c.pick(endpoints)
+	c := choice{
+		q: q, svc: svc, port: port, mapping: mapping, defined: defined, waypoint: waypoint, dialled: dialled,
+		heaviest: uint64(s.Heaviest(svc.Key)),
+	}
+	var byLocality [][]int32
+	if memo := s.Memo(svc.Key); memo != nil && c.ranked() {
+		byLocality = groups(memo, svc, q.Source, endpoints)
+	}
+	e := c.pick(endpoints, byLocality)
 	if e == nil {
-		return hop{}, problem(NoHealthyEndpoint, "service %s has no healthy endpoint for port %d (%d known)", svc.Key, port, len(endpoints))
+		return hop{}, problem(NoHealthyEndpoint, "service %s has no healthy endpoint for port %d (%s)", svc.Key, port, c.census(endpoints))
 	}
-	target, ok := c.target(e)
-	ip, resolve, found := chooseIP(e.Workload, svc, dialled)
-	switch {
-	case !ok:
-		return hop{}, problem(NoHealthyEndpoint, "service %s: endpoint %s does not map port %d", svc.Key, e.Workload.UID, port)
-	case !found && e.Workload.Network == q.Source.Network:
-		return hop{}, problem(NoHealthyEndpoint, "service %s: endpoint %s has no address", svc.Key, e.Workload.UID)
-	}
-	return hop{workload: e.Workload, addr: netip.AddrPortFrom(ip, target), resolve: resolve, others: c.eligible > 1}, nil
+	target, _ := c.target(e)
+	ip, resolve, _ := chooseIP(e.Workload, svc, dialled)
+	return hop{workload: e.Workload, addr: netip.AddrPortFrom(ip, target), resolve: resolve, others: c.another(endpoints, e)}, nil
 }
 
-// choice is the selection of one endpoint, spec/ztunnel.md §2.5.1–2.5.2.
+// choice is the selection of one endpoint, spec/ztunnel.md §2.5.1–2.5.3.
 type choice struct {
 	q        *Request
 	svc      *workload.Service
@@ -48,86 +49,54 @@ type choice struct {
 	mapping  workload.Port
 	defined  bool // the service defines the port
 	waypoint bool
-
-	eligible int // found by the last pick
+	dialled  netip.Addr
+	heaviest uint64 // no endpoint has more capacity
 }
 
-// pick chooses by weight among the eligible endpoints of the best rank. It reads
-// the list twice instead of building one.
-func (c *choice) pick(endpoints []workload.Endpoint) *workload.Endpoint {
-	best, total := -1, uint64(0)
-	c.eligible = 0
-	for i := range endpoints {
-		e := &endpoints[i]
-		rank, ok := c.rank(e)
-		if !ok {
-			continue
-		}
-		c.eligible++
-		if rank > best {
-			best, total = rank, 0
-		}
-		if rank == best {
-			total += uint64(e.Workload.Capacity)
-		}
-	}
-	if total == 0 {
-		return nil
-	}
-	n := c.q.Rand(total)
-	for i := range endpoints {
-		e := &endpoints[i]
-		if rank, ok := c.rank(e); !ok || rank != best {
-			continue
-		}
-		if w := uint64(e.Workload.Capacity); n < w {
-			return e
-		} else {
-			n -= w
-		}
-	}
-	return nil
-}
-
-// rank returns how well an endpoint fits and whether it may be used at all. One
-// to be avoided ranks below every other.
-func (c *choice) rank(e *workload.Endpoint) (int, bool) {
+// unusable says why an endpoint cannot be chosen at all; empty: it can.
+func (c *choice) unusable(e *workload.Endpoint) string {
 	w := e.Workload
-	if !w.Healthy && !c.svc.Balance.AllowAll {
-		return 0, false
+	switch {
+	case !w.Healthy && !c.svc.Balance.AllowAll:
+		return "not healthy"
+	case w.Capacity == 0:
+		return "without capacity"
 	}
-	if len(w.Addresses) == 0 && w.Hostname == "" && (w.Network == c.q.Source.Network || w.NetworkGateway == nil) {
-		return 0, false
+	if _, ok := c.target(e); !ok {
+		return "without the port"
 	}
-	if c.waypoint {
-		if !c.defined && w.AppTunnel == nil {
-			return 0, false
+	remote := w.Network != c.q.Source.Network && w.NetworkGateway != nil
+	if len(w.Addresses) == 0 && w.Hostname == "" {
+		if !remote {
+			return "without an address"
 		}
-	} else if _, own := e.Port(c.port); !own && c.mapping.Target == 0 {
-		return 0, false
+	} else if _, _, ok := chooseIP(w, c.svc, c.dialled); !ok && !remote {
+		return "without an address of the service's families"
 	}
-	b := &c.svc.Balance
-	rank := 1
-	if b.Mode == workload.Strict || b.Mode == workload.Failover {
-		matched, boost := c.locality(w)
-		if b.Mode == workload.Strict && matched != len(b.Preferences) {
-			return 0, false
+	if b := &c.svc.Balance; b.Mode == workload.Strict {
+		if matched, _ := locality(b, c.q.Source, w); matched != len(b.Preferences) {
+			return "not where the service must be served"
 		}
-		rank += matched + boost
 	}
-	if w.UID == c.q.Avoid {
-		rank = 0
+	return ""
+}
+
+// census says why none of many endpoints can be chosen.
+func (c *choice) census(endpoints []workload.Endpoint) string {
+	counts := map[string]int{}
+	for i := range endpoints {
+		counts[c.unusable(&endpoints[i])]++
 	}
-	return rank, true
+	return summarize(len(endpoints), counts)
 }
 
 // locality returns how many preferences match in order, and the extra rank of a
 // matching network where that is the first preference: it is then preferred, not
 // required, and its mismatch does not end the count.
-func (c *choice) locality(w *workload.Workload) (matched, boost int) {
-	prefs := c.svc.Balance.Preferences
+func locality(b *workload.Balance, source, w *workload.Workload) (matched, boost int) {
+	prefs := b.Preferences
 	for i, p := range prefs {
-		same := sameScope(p, c.q.Source, w)
+		same := sameScope(p, source, w)
 		switch {
 		case same && i == 0 && p == workload.Network:
 			matched, boost = 1, len(prefs)-1
@@ -162,13 +131,13 @@ func sameScope(p workload.Scope, a, b *workload.Workload) bool {
 // target returns the port to dial: the endpoint's own, else the service's, else
 // for an application tunnel the one asked for.
 func (c *choice) target(e *workload.Endpoint) (uint16, bool) {
-	if own, ok := e.Port(c.port); ok {
+	if own, ok := e.Port(c.port); ok && (c.defined || c.waypoint && e.Workload.AppTunnel != nil) {
 		return own, true
 	}
 	if c.mapping.Target != 0 {
 		return c.mapping.Target, true
 	}
-	if t := e.Workload.AppTunnel; t != nil && t.Port != 0 {
+	if t := e.Workload.AppTunnel; c.waypoint && t != nil && t.Port != 0 {
 		return c.port, true
 	}
 	return 0, false

@@ -15,6 +15,7 @@ type Arrival struct {
 	Connected netip.AddrPort     // the address that the peer connected to
 	Authority string
 	Network   string // ours
+	Reserved  uint16 // one more port of ztunnel's own; 0: none
 }
 
 // Delivery is where an accepted CONNECT goes.
@@ -22,6 +23,11 @@ type Delivery struct {
 	Target netip.AddrPort
 	// Service is the one that the authority names; nil when it is an address.
 	Service *workload.Service
+	// Proxy is set when the application wants a PROXY protocol header before the
+	// first byte. It is for ProxyTarget, what the tunnel was opened for, which is
+	// the application's to judge.
+	Proxy       bool
+	ProxyTarget netip.AddrPort
 }
 
 // Inbound checks that an arrival is meant for the pod, so that nobody uses
@@ -31,7 +37,9 @@ func Inbound(s *workload.Snapshot, a Arrival) (Delivery, error) {
 	if err != nil {
 		return Delivery{}, err
 	}
+	tunnel := a.Local.AppTunnel
 	var d Delivery
+	asked := netip.AddrPortFrom(addr, port)
 	if addr.IsValid() {
 		if !a.accepts(s, addr) {
 			return Delivery{}, problem(IPMismatch, "%s != %s", a.Connected.Addr(), addr)
@@ -41,25 +49,48 @@ func Inbound(s *workload.Snapshot, a Arrival) (Delivery, error) {
 		if svc == nil {
 			return Delivery{}, problem(UnknownDestination, "hostname %q is not known", host)
 		}
+		asked = netip.AddrPortFrom(virtualAddress(svc, a.Network), port)
 		target, ok := servedPort(s, svc, a.Local, port)
-		if !ok {
+		if !ok && (tunnel == nil || tunnel.Port == 0) { // a tunnel's port stands for all
 			return Delivery{}, problem(UnknownDestination, "service %s does not map port %d", svc.Key, port)
 		}
 		d.Service, port = svc, target
 	}
-	if t := a.Local.AppTunnel; t != nil {
-		if t.Proxy {
-			return Delivery{}, problem(NotSupported, "application tunnel with the PROXY protocol is not supported yet")
+	if tunnel != nil {
+		if tunnel.Port != 0 {
+			port = tunnel.Port
 		}
-		if t.Port != 0 {
-			port = t.Port
+		if d.Proxy = tunnel.Proxy; d.Proxy {
+			if !asked.Addr().IsValid() {
+				return Delivery{}, problem(UnknownDestination, "service %s has no virtual address to tell the application", d.Service.Key)
+			}
+			d.ProxyTarget = asked
 		}
 	}
-	if reserved(port) {
+	if reserved(port, a.Reserved) {
 		return Delivery{}, problem(SelfCall, "%d is a port of ztunnel", port)
 	}
-	d.Target = netip.AddrPortFrom(a.Connected.Addr(), port)
+	d.Target = netip.AddrPortFrom(a.Connected.Addr().Unmap(), port)
 	return d, nil
+}
+
+// virtualAddress returns the address that stands for a service: on our network
+// if it has one there, of IPv4 if there is a choice. It is not valid for a
+// service without.
+func virtualAddress(svc *workload.Service, network string) netip.Addr {
+	var best workload.NetworkAddress
+	better := func(v workload.NetworkAddress) bool {
+		if ours := v.Network == network; ours != (best.Network == network) {
+			return ours
+		}
+		return v.IP.Is4() && !best.IP.Is4()
+	}
+	for _, v := range svc.VIPs {
+		if !best.IP.IsValid() || better(v) {
+			best = v
+		}
+	}
+	return best.IP
 }
 
 // splitAuthority reads ip:port (addr is valid) or host:port.
@@ -87,11 +118,8 @@ func (a *Arrival) accepts(s *workload.Snapshot, addr netip.Addr) bool {
 	}
 	us := func(w *workload.Workload) bool { return w.UID == a.Local.UID }
 	for _, svc := range s.ServicesAt(a.Network, addr) {
-		if svc.Waypoint != nil && anyBehind(s, svc.Waypoint, us) {
-			return true
-		}
-		for i := range svc.Weighted {
-			if w := &svc.Weighted[i]; w.Weight > 0 && anyBehind(s, &w.Gateway, us) {
+		for gw := range waypoints(svc) {
+			if anyBehind(s, gw, us) {
 				return true
 			}
 		}
@@ -112,9 +140,10 @@ func servedPort(s *workload.Snapshot, svc *workload.Service, local *workload.Wor
 }
 
 // Passthrough checks the target of a plaintext connection that was captured on
-// its way into the pod. The error is an *Error.
-func Passthrough(target netip.AddrPort) error {
-	if reserved(target.Port()) {
+// its way into the pod. extra is one more port of ztunnel's own, 0 for none. The
+// error is an *Error.
+func Passthrough(target netip.AddrPort, extra uint16) error {
+	if reserved(target.Port(), extra) {
 		return problem(SelfCall, "%s is a port of ztunnel", target)
 	}
 	return nil

@@ -56,8 +56,14 @@ func service(name, vip string, edit ...func(*api.Service)) *api.Service {
 	return s
 }
 
-func waypointService(name, vip string) *api.Service {
-	return service(name, vip, func(s *api.Service) { s.Ports = []*api.Port{{ServicePort: 15008, TargetPort: 15008}} })
+func waypointService(name, vip string, edit ...func(*api.Service)) *api.Service {
+	return service(name, vip, append(edit, func(s *api.Service) { s.Ports = []*api.Port{{ServicePort: 15008, TargetPort: 15008}} })...)
+}
+
+func proxyTunnel(port uint32) func(*api.Workload) {
+	return func(w *api.Workload) {
+		w.ApplicationTunnel = &api.ApplicationTunnel{Protocol: api.ApplicationTunnel_PROXY, Port: port}
+	}
 }
 
 func passthrough(s *api.Service) {
@@ -87,6 +93,12 @@ func summary(p Plan, err error) string {
 	}
 	if p.Waypoint {
 		s += " waypoint"
+	}
+	if p.Inner != nil {
+		s += " inside for " + p.Inner.Authority
+		for _, id := range p.Inner.Peers {
+			s += " peer " + id.ServiceAccount()
+		}
 	}
 	return s
 }
@@ -148,7 +160,7 @@ func TestOutbound(t *testing.T) {
 		{
 			"service, port of nobody",
 			[]proto.Message{service("s", "10.96.0.1", func(s *api.Service) { s.Ports[0].TargetPort = 0 }), pod("b", "10.0.0.2", in("s"))},
-			"10.96.0.1:80", "error 4: service ns/s.ns.svc.cluster.local has no healthy endpoint for port 80 (1 known)",
+			"10.96.0.1:80", "error 4: service ns/s.ns.svc.cluster.local has no healthy endpoint for port 80 (1 known: 1 without the port)",
 		},
 		{
 			"service, undefined port",
@@ -163,7 +175,7 @@ func TestOutbound(t *testing.T) {
 		{
 			"unhealthy endpoint",
 			[]proto.Message{service("s", "10.96.0.1"), pod("b", "10.0.0.2", in("s"), func(w *api.Workload) { w.Status = api.WorkloadStatus_UNHEALTHY })},
-			"10.96.0.1:80", "error 4: service ns/s.ns.svc.cluster.local has no healthy endpoint for port 80 (1 known)",
+			"10.96.0.1:80", "error 4: service ns/s.ns.svc.cluster.local has no healthy endpoint for port 80 (1 known: 1 not healthy)",
 		},
 		{
 			"unhealthy endpoint allowed",
@@ -175,7 +187,7 @@ func TestOutbound(t *testing.T) {
 		{
 			"capacity 0",
 			[]proto.Message{service("s", "10.96.0.1"), pod("b", "10.0.0.2", in("s"), func(w *api.Workload) { w.Capacity = wrapperspb.UInt32(0) })},
-			"10.96.0.1:80", "error 4: service ns/s.ns.svc.cluster.local has no healthy endpoint for port 80 (1 known)",
+			"10.96.0.1:80", "error 4: service ns/s.ns.svc.cluster.local has no healthy endpoint for port 80 (1 known: 1 without capacity)",
 		},
 		{"service waypoint by hostname", []proto.Message{
 			service("s", "10.96.0.1", by(workloadtest.ByHostname("ns", "wp"+domain))), pod("b", "10.0.0.2", in("s")),
@@ -196,7 +208,7 @@ func TestOutbound(t *testing.T) {
 				waypointService("wp", "10.96.0.9"),
 			},
 			"10.96.0.1:80",
-			"error 5: waypoint ns/wp.ns.svc.cluster.local: service ns/wp.ns.svc.cluster.local has no healthy endpoint for port 15008 (0 known)",
+			"error 5: waypoint ns/wp.ns.svc.cluster.local cannot be reached: service ns/wp.ns.svc.cluster.local has no healthy endpoint for port 15008 (0 known)",
 		},
 		{
 			"waypoint service without the port",
@@ -205,7 +217,7 @@ func TestOutbound(t *testing.T) {
 				service("wp", "10.96.0.9"), pod("w1", "10.0.0.9", in("wp")),
 			},
 			"10.96.0.1:80",
-			"error 5: waypoint ns/wp.ns.svc.cluster.local: service ns/wp.ns.svc.cluster.local has no healthy endpoint for port 15008 (1 known)",
+			"error 5: waypoint ns/wp.ns.svc.cluster.local cannot be reached: service ns/wp.ns.svc.cluster.local has no healthy endpoint for port 15008 (1 known: 1 without the port)",
 		},
 		{
 			"service-addressed traffic skips the workload's waypoint",
@@ -226,14 +238,74 @@ func TestOutbound(t *testing.T) {
 			"10.96.0.1:443", "HBONE 10.0.0.9:15008 for 10.96.0.1:443 peer wp service s waypoint",
 		},
 		{
-			"service on another network",
-			[]proto.Message{service("s", "10.96.0.1"), pod("b", "10.0.0.2", in("s"), func(w *api.Workload) { w.Network = "far" })},
-			"10.96.0.1:80", `error 6: 10.96.0.1:80 is served on network "far"; connections to other networks are not supported yet`,
-		},
-		{
 			"hostname workload",
 			[]proto.Message{service("s", "10.96.0.1"), pod("b", "", plaintext, in("s"), func(w *api.Workload) { w.Hostname = "b.example" })},
 			"10.96.0.1:80", "TCP invalid AddrPort resolve b.example service s",
+		},
+		{
+			"endpoint without an address beside one with",
+			[]proto.Message{service("s", "10.96.0.1"), pod("a", "", in("s")), pod("b", "10.0.0.2", in("s"))},
+			"10.96.0.1:80", "HBONE 10.0.0.2:15008 for 10.0.0.2:8080 peer b service s",
+		},
+		{
+			"endpoint of a family that the service does not have",
+			[]proto.Message{
+				service("s", "10.96.0.1", func(s *api.Service) { s.IpFamilies = api.IPFamilies_IPV4_ONLY }), pod("a", "fd00::2", in("s")), pod("b", "10.0.0.2", in("s")),
+			},
+			"10.96.0.1:80", "HBONE 10.0.0.2:15008 for 10.0.0.2:8080 peer b service s",
+		},
+		{
+			"host network endpoint",
+			[]proto.Message{service("s", "10.96.0.1"), pod("b", "192.0.2.7", plaintext, in("s"), func(w *api.Workload) { w.NetworkMode = api.NetworkMode_HOST_NETWORK })},
+			"10.96.0.1:80", "TCP 192.0.2.7:8080 service s",
+		},
+		{
+			"waypoint that has a hostname only",
+			[]proto.Message{
+				service("s", "10.96.0.1", by(workloadtest.ByHostname("ns", "wp.example"))), pod("wp", "", func(w *api.Workload) { w.Hostname = "wp.example" }),
+			},
+			"10.96.0.1:80", "HBONE invalid AddrPort resolve wp.example for 10.96.0.1:80 peer wp service s waypoint",
+		},
+		{
+			"source is a waypoint of the service, another is drawn",
+			[]proto.Message{service("s", "10.96.0.1", by(workloadtest.ByAddress(me)), func(s *api.Service) {
+				s.WeightedWaypoints = []*api.WeightedWaypoint{{Destination: workloadtest.ByAddress("10.0.0.9"), Weight: 1}}
+			}), pod("b", "10.0.0.2", in("s")), pod("wp", "10.0.0.9")},
+			"10.96.0.1:80", "HBONE 10.0.0.2:15008 for 10.0.0.2:8080 peer b service s",
+		},
+		{
+			"sandwiched waypoint whose service has no port",
+			[]proto.Message{
+				service("s", "10.96.0.1", by(workloadtest.ByHostname("ns", "wp"+domain))), service("wp", "10.96.0.9", func(s *api.Service) { s.Ports = nil }),
+				pod("w0", "10.0.0.8", in("wp")), pod("w1", "10.0.0.9", in("wp"), proxyTunnel(15088)),
+			},
+			"10.96.0.1:80", "HBONE 10.0.0.9:15008 for 10.96.0.1:80 peer w1 service s waypoint",
+		},
+		{
+			"waypoint by address that the client does not see",
+			[]proto.Message{
+				service("s", "10.96.0.1", by(workloadtest.ByAddress("10.96.0.9"))), pod("b", "10.0.0.2", in("s")),
+				waypointService("wp", "10.96.0.9", func(s *api.Service) { s.Namespace, s.Visibility = "other", api.Service_NAMESPACE }),
+			},
+			"10.96.0.1:80", "error 5: waypoint /10.96.0.9 is not known",
+		},
+		{
+			"waypoint by hostname that the client does not see",
+			[]proto.Message{
+				service("s", "10.96.0.1", by(workloadtest.ByHostname("other", "wp"+domain))), pod("b", "10.0.0.2", in("s")),
+				waypointService("wp", "", func(s *api.Service) { s.Namespace, s.Visibility = "other", api.Service_NAMESPACE }),
+				pod("w1", "10.0.0.9", func(w *api.Workload) { w.Services = map[string]*api.PortList{"other/wp" + domain: {}} }),
+			},
+			"10.96.0.1:80", "HBONE 10.0.0.9:15008 for 10.96.0.1:80 peer w1 service s waypoint",
+		},
+		{
+			"canonical of two services at an address",
+			[]proto.Message{
+				service("s", "10.96.0.1", func(s *api.Service) { s.Namespace = "n1" }),
+				service("t", "10.96.0.1", func(s *api.Service) { s.Namespace, s.Canonical = "n2", true }),
+				pod("b", "10.0.0.2", func(w *api.Workload) { w.Services = map[string]*api.PortList{"n2/t" + domain: {}} }),
+			},
+			"10.96.0.1:80", "HBONE 10.0.0.2:15008 for 10.0.0.2:8080 peer b service t",
 		},
 		{
 			"other family than dialled",
@@ -266,104 +338,6 @@ func request(s *workload.Snapshot, target string) Request {
 	return Request{Source: s.WorkloadByInfo("me", "ns", "me"), SourceIP: netip.MustParseAddr(me), Target: netip.MustParseAddrPort(target)}
 }
 
-// shares opens n connections and returns how many go to each account.
-func shares(t *testing.T, n int, target string, edit func(*Request), mesh ...proto.Message) map[string]int {
-	t.Helper()
-	s := workloadtest.Snapshot(t, append(mesh, pod("me", me, local("r1", "z1")))...)
-	got := map[string]int{}
-	for range n {
-		q := request(s, target)
-		if edit != nil {
-			edit(&q)
-		}
-		p, err := Outbound(s, q)
-		if err != nil {
-			got[err.Error()]++
-			continue
-		}
-		got[p.Workload.Name]++
-	}
-	return got
-}
-
-func local(region, zone string) func(*api.Workload) {
-	return func(w *api.Workload) { w.Locality = &api.Locality{Region: region, Zone: zone} }
-}
-
-func capacity(n uint32) func(*api.Workload) {
-	return func(w *api.Workload) { w.Capacity = wrapperspb.UInt32(n) }
-}
-
-func balance(mode api.LoadBalancing_Mode, scopes ...api.LoadBalancing_Scope) func(*api.Service) {
-	return func(s *api.Service) { s.LoadBalancing = &api.LoadBalancing{Mode: mode, RoutingPreference: scopes} }
-}
-
-func TestBalance(t *testing.T) {
-	const region, zone, network = api.LoadBalancing_REGION, api.LoadBalancing_ZONE, api.LoadBalancing_NETWORK
-	near, sameRegion, far := pod("near", "10.0.0.2", in("s"), local("r1", "z1")), pod("region", "10.0.0.3", in("s"), local("r1", "z2")), pod("far", "10.0.0.4", in("s"), local("r2", "z1"))
-	for _, tc := range []struct {
-		name string
-		mesh []proto.Message
-		want string // all go here
-	}{
-		{"failover: best first", []proto.Message{service("s", "10.96.0.1", balance(api.LoadBalancing_FAILOVER, network, region, zone)), near, sameRegion, far}, "near"},
-		{"failover: next best", []proto.Message{service("s", "10.96.0.1", balance(api.LoadBalancing_FAILOVER, region, zone)), sameRegion, far}, "region"},
-		{"failover: anyone", []proto.Message{service("s", "10.96.0.1", balance(api.LoadBalancing_FAILOVER, region, zone)), far}, "far"},
-		{"failover: a mismatch ends the count", []proto.Message{service("s", "10.96.0.1", balance(api.LoadBalancing_FAILOVER, zone, region)), far, sameRegion}, "far"},
-		{"strict", []proto.Message{service("s", "10.96.0.1", balance(api.LoadBalancing_STRICT, region, zone)), near, sameRegion, far}, "near"},
-		{
-			"strict: nobody",
-			[]proto.Message{service("s", "10.96.0.1", balance(api.LoadBalancing_STRICT, region, zone)), sameRegion, far},
-			"service ns/s.ns.svc.cluster.local has no healthy endpoint for port 80 (2 known)",
-		},
-		{"network is preferred to locality", []proto.Message{
-			service("s", "10.96.0.1", balance(api.LoadBalancing_FAILOVER, network, region, zone)), far,
-			pod("other-network", "10.0.0.5", in("s"), local("r1", "z1"), func(w *api.Workload) { w.Network = "n2" }),
-		}, "far"},
-		{"capacity 0 is never chosen", []proto.Message{service("s", "10.96.0.1"), near, pod("none", "10.0.0.6", in("s"), capacity(0))}, "near"},
-	} {
-		t.Run(tc.name, func(t *testing.T) {
-			if got := shares(t, 50, "10.96.0.1:80", nil, tc.mesh...); got[tc.want] != 50 {
-				t.Errorf("got %v, want all at %s", got, tc.want)
-			}
-		})
-	}
-}
-
-func TestBalanceByCapacity(t *testing.T) {
-	const n = 10_000
-	got := shares(t, n, "10.96.0.1:80", nil, service("s", "10.96.0.1"), pod("a", "10.0.0.2", in("s"), capacity(3)), pod("b", "10.0.0.3", in("s")))
-	if share := float64(got["a"]) / n; share < 0.70 || share > 0.80 {
-		t.Errorf("a has %.2f of the connections, want 0.75", share)
-	}
-}
-
-func TestAvoid(t *testing.T) {
-	mesh := []proto.Message{service("s", "10.96.0.1"), pod("a", "10.0.0.2", in("s")), pod("b", "10.0.0.3", in("s"))}
-	avoid := func(q *Request) { q.Avoid = "c//Pod/ns/a" }
-	if got := shares(t, 50, "10.96.0.1:80", avoid, mesh...); got["b"] != 50 {
-		t.Errorf("with a choice: %v", got)
-	}
-	if got := shares(t, 50, "10.96.0.1:80", avoid, mesh[:2]...); got["a"] != 50 {
-		t.Errorf("without a choice: %v", got)
-	}
-}
-
-func TestWeightedWaypoints(t *testing.T) {
-	const n = 10_000
-	svc := service("s", "10.96.0.1", by(workloadtest.ByAddress("10.0.0.8")), func(s *api.Service) {
-		s.WeightedWaypoints = []*api.WeightedWaypoint{
-			{Destination: workloadtest.ByAddress("10.0.0.8"), Weight: 75},
-			{Destination: workloadtest.ByAddress("10.0.0.9"), Weight: 25},
-			{Destination: workloadtest.ByAddress("10.0.0.10"), Weight: 0},
-		}
-	})
-	got := shares(t, n, "10.96.0.1:80", nil, svc, pod("w8", "10.0.0.8"), pod("w9", "10.0.0.9"), pod("w10", "10.0.0.10"))
-	if share := float64(got["w8"]) / n; share < 0.70 || share > 0.80 || got["w8"]+got["w9"] != n {
-		t.Errorf("shares %v, want 75 to 25", got)
-	}
-}
-
 func TestInbound(t *testing.T) {
 	own := pod("me", me, in("s", &api.Port{ServicePort: 81, TargetPort: 9090}))
 	for _, tc := range []struct {
@@ -387,12 +361,43 @@ func TestInbound(t *testing.T) {
 		{"we are the waypoint of a workload", "10.0.0.2:80", []proto.Message{pod("b", "10.0.0.2", through(workloadtest.ByAddress(me)))}, nil, me + ":80"},
 		{"another is the waypoint", "10.96.0.2:80", []proto.Message{service("t", "10.96.0.2", by(workloadtest.ByAddress("10.0.0.9"))), pod("wp", "10.0.0.9")}, nil, "2: 10.0.0.1 != 10.96.0.2"},
 		{"application tunnel", "10.96.0.2:80", nil, func(w *api.Workload) { w.ApplicationTunnel = &api.ApplicationTunnel{Port: 7070} }, me + ":7070"},
+		{"application tunnel with PROXY", "10.96.0.2:80", nil, proxyTunnel(15088), me + ":15088 proxy 10.96.0.2:80"},
+		{"PROXY without a port of its own", me + ":80", nil, proxyTunnel(0), me + ":80 proxy " + me + ":80"},
+		{"PROXY for a hostname", "s" + domain + ":80", []proto.Message{service("s", "10.96.0.1")}, proxyTunnel(15088), me + ":15088 service s proxy 10.96.0.1:80"},
+		{"PROXY for a hostname, port that nobody maps", "s" + domain + ":82", []proto.Message{service("s", "10.96.0.1")}, proxyTunnel(15088), me + ":15088 service s proxy 10.96.0.1:82"},
 		{
-			"application tunnel with PROXY", me + ":80", nil, func(w *api.Workload) {
-				w.ApplicationTunnel = &api.ApplicationTunnel{Protocol: api.ApplicationTunnel_PROXY}
-			},
-			"6: application tunnel with the PROXY protocol is not supported yet",
+			"PROXY for a hostname, our network and IPv4 first", "s" + domain + ":80",
+			[]proto.Message{service("s", "fd00::1", func(s *api.Service) {
+				far := workloadtest.VIP("10.97.0.1")
+				far.Network = "far"
+				s.Addresses = append(s.Addresses, far, workloadtest.VIP("10.96.0.1"))
+			})},
+			proxyTunnel(15088), me + ":15088 service s proxy 10.96.0.1:80",
 		},
+		{
+			"PROXY for a hostname without an address", "s" + domain + ":80",
+			[]proto.Message{service("s", "")},
+			proxyTunnel(15088),
+			"3: service ns/s.ns.svc.cluster.local has no virtual address to tell the application",
+		},
+		{"application tunnel to a port of ztunnel", "10.96.0.2:80", nil, proxyTunnel(15001), "0: 15001 is a port of ztunnel"},
+		{"we are its waypoint of weight 0", "10.96.0.2:80", []proto.Message{waypointService("s", ""), service("t", "10.96.0.2", func(s *api.Service) {
+			s.WeightedWaypoints = []*api.WeightedWaypoint{{Destination: workloadtest.ByHostname("ns", "s"+domain)}}
+		})}, nil, me + ":80"},
+		{"we are its waypoint, though others have the weight", "10.96.0.2:80", []proto.Message{
+			service("t", "10.96.0.2", by(workloadtest.ByAddress(me)), func(s *api.Service) {
+				s.WeightedWaypoints = []*api.WeightedWaypoint{{Destination: workloadtest.ByAddress("10.0.0.9"), Weight: 1}}
+			}),
+		}, nil, me + ":80"},
+		{"we are the waypoint of an invisible service", "10.96.0.2:80", []proto.Message{
+			service("t", "10.96.0.2", by(workloadtest.ByAddress(me)), func(s *api.Service) { s.Namespace, s.Visibility = "other", api.Service_NAMESPACE }),
+		}, nil, me + ":80"},
+		{"we are the waypoint of a range", "10.96.7.2:80", []proto.Message{
+			service("t", "", by(workloadtest.ByAddress(me)), func(s *api.Service) {
+				bits := uint32(16)
+				s.Addresses = []*api.NetworkAddress{{Address: workloadtest.IP("10.96.0.0"), Length: &bits}}
+			}),
+		}, nil, me + ":80"},
 		{"own port", me + ":15008", nil, nil, "0: 15008 is a port of ztunnel"},
 		{"no port", me, nil, nil, `1: authority "10.0.0.1" is not host:port`},
 		{"no host", ":80", nil, nil, `1: authority ":80" is not host:port`},
@@ -411,6 +416,9 @@ func TestInbound(t *testing.T) {
 			if d.Service != nil {
 				got += " service " + d.Service.Name
 			}
+			if d.Proxy {
+				got += " proxy " + d.ProxyTarget.String()
+			}
 			if e, ok := errors.AsType[*Error](err); ok {
 				got = fmt.Sprintf("%d: %s", e.Problem, e.Detail)
 			}
@@ -422,10 +430,10 @@ func TestInbound(t *testing.T) {
 }
 
 func TestPassthrough(t *testing.T) {
-	if err := Passthrough(netip.MustParseAddrPort("10.0.0.1:80")); err != nil {
+	if err := Passthrough(netip.MustParseAddrPort("10.0.0.1:80"), 0); err != nil {
 		t.Error(err)
 	}
-	if err := Passthrough(netip.MustParseAddrPort("10.0.0.1:15006")); err == nil {
+	if err := Passthrough(netip.MustParseAddrPort("10.0.0.1:15006"), 0); err == nil {
 		t.Error("a connection to ztunnel's own port passes")
 	}
 }

@@ -1,6 +1,7 @@
 package plan
 
 import (
+	"iter"
 	"net/netip"
 	"slices"
 
@@ -29,9 +30,26 @@ func pickWaypoint(svc *workload.Service, random func(uint64) uint64) *workload.G
 	return svc.Waypoint
 }
 
-// resolveWaypoint returns an endpoint of a waypoint, and the service that it was
-// chosen from, if any. The waypoint's own waypoint is not followed.
-func (q *Request) resolveWaypoint(s *workload.Snapshot, gw *workload.Gateway) (hop, *workload.Service, error) {
+// waypoints iterates over every waypoint that a service names, those of weight 0
+// included: a connection that was sent there before its weight was taken away
+// is on its way still.
+func waypoints(svc *workload.Service) iter.Seq[*workload.Gateway] {
+	return func(yield func(*workload.Gateway) bool) {
+		if svc.Waypoint != nil && !yield(svc.Waypoint) {
+			return
+		}
+		for i := range svc.Weighted {
+			if !yield(&svc.Weighted[i].Gateway) {
+				return
+			}
+		}
+	}
+}
+
+// resolve returns an endpoint of a waypoint or network gateway, and the service
+// that it was chosen from, if any. Its own waypoint is not followed. The detail
+// of the error goes on where "waypoint x" ends.
+func (q *Request) resolve(s *workload.Snapshot, gw *workload.Gateway, waypoint bool) (hop, *workload.Service, *Error) {
 	var svc *workload.Service
 	var w *workload.Workload
 	dialled := q.Target.Addr()
@@ -45,19 +63,29 @@ func (q *Request) resolveWaypoint(s *workload.Snapshot, gw *workload.Gateway) (h
 	}
 	switch {
 	case svc != nil:
-		to, err := q.balance(s, svc, gw.Port, dialled, true)
+		to, err := q.balance(s, svc, gw.Port, dialled, waypoint)
 		if err != nil {
-			return hop{}, nil, problem(WaypointUnavailable, "waypoint %s: %s", gw, err.Detail)
+			return hop{}, nil, problem(err.Problem, "cannot be reached: %s", err.Detail)
 		}
 		return to, svc, nil
 	case w != nil:
 		ip, resolve, ok := chooseIP(w, nil, dialled)
 		if !ok {
-			return hop{}, nil, problem(WaypointUnavailable, "waypoint %s has no address", gw)
+			return hop{}, nil, problem(NoHealthyEndpoint, "has no address")
 		}
 		return hop{workload: w, addr: netip.AddrPortFrom(ip, gw.Port), resolve: resolve}, nil, nil
 	}
-	return hop{}, nil, problem(WaypointUnavailable, "waypoint %s is not known", gw)
+	return hop{}, nil, &Error{UnknownDestination, "is not known", gw.String()}
+}
+
+// isWaypointOf reports whether the source is a waypoint of svc itself.
+func (q *Request) isWaypointOf(s *workload.Snapshot, svc *workload.Service) bool {
+	for gw := range waypoints(svc) {
+		if q.isFrom(s, gw) {
+			return true
+		}
+	}
+	return false
 }
 
 // isFrom reports whether the source is the waypoint itself; identity and address
@@ -71,23 +99,26 @@ func (q *Request) isFrom(s *workload.Snapshot, gw *workload.Gateway) bool {
 // anyBehind reports whether a workload that a gateway reference stands for fits.
 // Visibility is ignored.
 func anyBehind(s *workload.Snapshot, gw *workload.Gateway, fits func(*workload.Workload) bool) bool {
-	var services []*workload.Service
-	var w *workload.Workload
-	if gw.ByAddress() {
-		services = s.ServicesAt(gw.Address.Network, gw.Address.IP)
-		w = s.ByIP(gw.Address.Network, gw.Address.IP)
-	} else {
-		if svc := s.Service(gw.Host); svc != nil {
-			services = append(services, svc)
-		}
-		w = s.WorkloadByHostname(gw.Host)
+	if !gw.ByAddress() {
+		w := s.WorkloadByHostname(gw.Host)
+		return (w != nil && fits(w)) || anyEndpoint(s, gw.Host, fits)
 	}
-	for _, svc := range services {
-		for _, e := range s.Endpoints(svc.Key) {
-			if fits(e.Workload) {
-				return true
-			}
+	if w := s.ByIP(gw.Address.Network, gw.Address.IP); w != nil && fits(w) {
+		return true
+	}
+	for _, svc := range s.ServicesAt(gw.Address.Network, gw.Address.IP) {
+		if anyEndpoint(s, svc.Key, fits) {
+			return true
 		}
 	}
-	return w != nil && fits(w)
+	return false
+}
+
+func anyEndpoint(s *workload.Snapshot, key workload.ServiceKey, fits func(*workload.Workload) bool) bool {
+	for _, e := range s.Endpoints(key) {
+		if fits(e.Workload) {
+			return true
+		}
+	}
+	return false
 }

@@ -16,7 +16,7 @@ import (
 // proxy itself are not, nor is what is opened once the redirection is there.
 func TestConnectionsBeforeTheRedirectionAreListed(t *testing.T) {
 	w := newWorld(t)
-	web := w.pod("web", func(c *Config) { c.Settle = 500 * time.Millisecond })
+	web := w.pod("web", func(c *Config) { c.Settle = 3 * time.Second })
 	shop := w.pod("shop")
 	plaintext := func(m *api.Workload) { m.TunnelProtocol = api.TunnelProtocol_NONE }
 	w.apply(web.message(), shop.message(plaintext))

@@ -62,20 +62,41 @@ func (p *Proxy) dialTunnel(ctx context.Context, k poolKey) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	conn := tls.Client(raw, mtls.ClientConfig(cert, ids))
-	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
-	defer cancel()
-	if err := conn.HandshakeContext(ctx); err != nil {
-		_ = raw.Close() // the handshake's error says it all
-		return nil, &telemetry.Refusal{Reason: tlsReason(err), Err: fmt.Errorf("%s: handshake: %w", k.nextHop, err)}
+	conn, err := p.secure(ctx, raw, cert, ids)
+	if err != nil {
+		return nil, p.handshakeError(telemetry.Outbound, fmt.Errorf("%s: %w", k.nextHop, err))
 	}
 	return conn, nil
 }
 
-// tlsReason tells a peer that is not who it should be from a broken connection.
+// secure proves who the workload of cert is to one of peers. It takes over raw.
+func (p *Proxy) secure(ctx context.Context, raw net.Conn, cert *mtls.Certificate, peers []spiffe.ID) (*tls.Conn, error) {
+	var watched *guarded
+	if p.cfg.Revoked != nil {
+		watched = &guarded{raw, func() {}}
+		raw = watched
+	}
+	conn := tls.Client(raw, p.cfg.TLS.ClientConfig(cert, peers))
+	ctx, cancel := context.WithTimeout(ctx, p.cfg.Handshake)
+	defer cancel()
+	if err := conn.HandshakeContext(ctx); err != nil {
+		_ = raw.Close() // the handshake's error says it all
+		return nil, err
+	}
+	if watched != nil {
+		p.guard(watched, conn)
+	}
+	return conn, nil
+}
+
+// tlsReason tells a peer that is not who it should be from a broken connection
+// and from one that does not answer.
 func tlsReason(err error) telemetry.Reason {
 	var network net.Error
-	if errors.As(err, &network) && !isAlert(err) {
+	switch {
+	case errors.Is(err, context.DeadlineExceeded):
+		return telemetry.HandshakeTimeout
+	case errors.As(err, &network) && !isAlert(err):
 		return telemetry.ConnectFailed
 	}
 	return telemetry.TLSFailure
@@ -94,12 +115,15 @@ func (p *Proxy) dialTCP(ctx context.Context, to netip.AddrPort, source netip.Add
 	var made netns.TCPConn
 	done := p.bypass.dials(to)
 	defer func() { done(made) }()
-	o := netns.DialOptions{Mark: p.cfg.Mark, Source: source}
+	o := netns.DialOptions{Mark: p.cfg.Mark, Source: source, UserTimeout: p.cfg.UserTimeout}
 	conn, err := p.cfg.NetNS.Dial(ctx, to, o)
 	if err != nil && source.IsValid() && bindRefused(err) {
 		p.log.Warn("source address not preserved", telemetry.KeyAddress, source.String(), telemetry.KeyError, err)
 		o.Source = netip.Addr{}
 		conn, err = p.cfg.NetNS.Dial(ctx, to, o)
+	}
+	if err != nil && p.life.Err() != nil {
+		return nil, &telemetry.Refusal{Reason: telemetry.Shutdown, Err: err}
 	}
 	if err != nil {
 		return nil, dialError(err, to)
@@ -121,15 +145,15 @@ func (p *Proxy) dialApp(ctx context.Context, to netip.AddrPort, client netip.Add
 	return p.dialTCP(ctx, to, client)
 }
 
-// lookUp replaces a plan's hostname by one of its addresses, preferably of the
-// family of the address that was dialled.
-func (p *Proxy) lookUp(ctx context.Context, source *workload.Workload, to *plan.Plan, dialled netip.Addr) error {
+// lookUp completes a plan by one of the addresses of its hostname, preferably of
+// the family of the address that was dialled.
+func (p *Proxy) lookUp(ctx context.Context, source *workload.Workload, to plan.Plan, dialled netip.Addr) (plan.Plan, error) {
 	l := peer(source)
 	p.cfg.Metrics.OnDemandDNS.WithLabelValues(l.Workload, l.CanonicalService, l.CanonicalRev, l.Namespace,
 		source.Identity.String(), l.App, l.Version, l.Cluster, to.Resolve).Inc()
 	ips, err := p.cfg.Resolve(ctx, to.Resolve)
 	if err != nil {
-		return &telemetry.Refusal{Reason: telemetry.UnknownDestination, Err: fmt.Errorf("hostname %s: %w", to.Resolve, err)}
+		return to, &telemetry.Refusal{Reason: telemetry.UnknownDestination, Err: fmt.Errorf("hostname %s: %w", to.Resolve, err)}
 	}
 	var same, other []netip.Addr
 	for _, ip := range ips {
@@ -143,8 +167,7 @@ func (p *Proxy) lookUp(ctx context.Context, source *workload.Workload, to *plan.
 		same = other
 	}
 	if len(same) == 0 {
-		return &telemetry.Refusal{Reason: telemetry.UnknownDestination, Err: fmt.Errorf("hostname %s has no address", to.Resolve)}
+		return to, &telemetry.Refusal{Reason: telemetry.UnknownDestination, Err: fmt.Errorf("hostname %s has no address", to.Resolve)}
 	}
-	to.NextHop = netip.AddrPortFrom(same[rand.IntN(len(same))], to.NextHop.Port())
-	return nil
+	return to.At(same[rand.IntN(len(same))]), nil
 }

@@ -28,7 +28,10 @@ func TestMain(m *testing.M) { netnstest.Main(m) }
 
 const patience = 20 * time.Second
 
-var noOptions = netns.DialOptions{}
+var (
+	noOptions       = netns.DialOptions{}
+	noListenOptions = netns.ListenOptions{}
+)
 
 // world is a mesh of pods in network namespaces that one test builds.
 type world struct {
@@ -42,7 +45,7 @@ type world struct {
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	w := &world{t: t, store: workload.NewStore(""), ca: identitytest.New(t, "cluster.local"), hold: Hold{Arrival: patience, Policy: patience}}
+	w := &world{t: t, store: workload.NewStore("", ""), ca: identitytest.New(t, "cluster.local"), hold: Hold{Arrival: patience, Policy: patience}}
 	issued := map[spiffe.ID]*mtls.Certificate{}
 	for _, name := range []string{"web", "shop", "other"} {
 		id := w.ca.ID(name, name)
@@ -75,13 +78,21 @@ type pod struct {
 func (p *pod) message(edit ...func(*api.Workload)) *api.Workload {
 	m := &api.Workload{
 		Uid: "Kubernetes//Pod/" + p.name + "/" + p.name, Name: p.name, Namespace: p.name, ServiceAccount: p.name,
-		Addresses: [][]byte{p.Addr.AsSlice()}, TunnelProtocol: api.TunnelProtocol_HBONE, WorkloadName: p.name, CanonicalName: p.name,
+		Addresses: p.addresses(), TunnelProtocol: api.TunnelProtocol_HBONE, WorkloadName: p.name, CanonicalName: p.name,
 		CanonicalRevision: "v1", Node: "n1",
 	}
 	for _, f := range edit {
 		f(m)
 	}
 	return m
+}
+
+func (p *pod) addresses() [][]byte {
+	all := [][]byte{p.Addr.AsSlice()}
+	if p.Addr6.IsValid() {
+		all = append(all, p.Addr6.AsSlice())
+	}
+	return all
 }
 
 // pod starts a pod; its message is not applied yet.
@@ -92,7 +103,7 @@ func (w *world) pod(name string, edit ...func(*Config)) *pod {
 		Pod: workload.Info{Name: name, Namespace: name, ServiceAccount: name}, NetNS: p.NS, Store: w.store,
 		Certificate: func(ctx context.Context, id spiffe.ID) (*mtls.Certificate, error) { return w.certificate(ctx, id) },
 		Metrics:     p.metrics, Access: func(l *telemetry.AccessLine) { p.lines <- l },
-		Log: slog.New(slog.DiscardHandler), Mark: 0x539, PreserveSource: Off, ResponseBaggage: true,
+		Log: quietLog(w.t), Mark: 0x539, PreserveSource: Off, ResponseBaggage: true,
 		DrainTimeout: patience, Hold: w.hold,
 	}
 	for _, f := range edit {
@@ -106,12 +117,34 @@ func (w *world) pod(name string, edit ...func(*Config)) *pod {
 	return p
 }
 
+// quietLog wants access lines from level info on, and goes nowhere.
+func quietLog(t *testing.T) *slog.Logger {
+	t.Helper()
+	levels, err := telemetry.NewLevels("info")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return telemetry.NewLogger(io.Discard, telemetry.Text, levels)
+}
+
 func (p *pod) addr(port uint16) netip.AddrPort { return netip.AddrPortFrom(p.Addr, port) }
 
-// serve runs an application in the pod.
-func (p *pod) serve(port uint16, app func(*net.TCPConn)) {
+// addr6 is addr with the pod's IPv6 address.
+func (p *pod) addr6(port uint16) netip.AddrPort { return netip.AddrPortFrom(p.Addr6, port) }
+
+// serve runs an application in the pod, at its IPv4 address; serve6 at its IPv6
+// address, if it has one.
+func (p *pod) serve(port uint16, app func(*net.TCPConn)) { p.serveAt(p.addr(port), app) }
+
+func (p *pod) serve6(port uint16, app func(*net.TCPConn)) {
+	if p.Addr6.IsValid() {
+		p.serveAt(p.addr6(port), app)
+	}
+}
+
+func (p *pod) serveAt(at netip.AddrPort, app func(*net.TCPConn)) {
 	p.w.t.Helper()
-	l, err := p.NS.Listen(p.addr(port), netns.ListenOptions{})
+	l, err := p.NS.Listen(at, netns.ListenOptions{})
 	if err != nil {
 		p.w.t.Fatalf("listen: %v", err)
 	}
@@ -213,6 +246,12 @@ func tryPing(c net.Conn) error {
 		return fmt.Errorf("got %q back", got)
 	}
 	return nil
+}
+
+// wantEnd reads to the end, which must come and must not be a reset.
+func wantEnd(c net.Conn) error {
+	_, err := io.Copy(io.Discard, c)
+	return err
 }
 
 // wantClosed checks that a connection was closed without an answer.

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"encoding/binary"
 	"encoding/hex"
 	"math/rand/v2"
 	"net/netip"
@@ -132,8 +133,8 @@ func plainASCII(text string) bool {
 // traceparent returns the header of a new trace, not sampled.
 func traceparent() string {
 	var id [24]byte
-	for i := range id {
-		id[i] = byte(rand.Uint32())
+	for i := 0; i < len(id); i += 8 {
+		binary.NativeEndian.PutUint64(id[i:], rand.Uint64())
 	}
 	return "00-" + hex.EncodeToString(id[:16]) + "-" + hex.EncodeToString(id[16:]) + "-00"
 }

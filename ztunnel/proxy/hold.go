@@ -5,13 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/ambit-mesh/ambit/ztunnel/netns"
-	"github.com/ambit-mesh/ambit/ztunnel/rbac"
 	"github.com/ambit-mesh/ambit/ztunnel/telemetry"
 	"github.com/ambit-mesh/ambit/ztunnel/workload"
 )
@@ -133,90 +131,4 @@ func (p *Proxy) awaitCertificate(ctx context.Context, c client, w *workload.Work
 	}
 	p.certified.Store(&w.Identity)
 	return nil
-}
-
-// ruling is an allowed connection and what it was judged by.
-type ruling struct {
-	version  uint64
-	workload *workload.Workload
-}
-
-// stale reports whether s could judge otherwise.
-func (r ruling) stale(s *workload.Snapshot, w *workload.Workload) bool {
-	return r.version != s.PolicyVersion() || r.workload != w
-}
-
-// authorize judges a connection to the pod by the policies of now. While a
-// policy that the pod's workload names is missing, only a DENY counts; the
-// connection is held for the rest, then refused.
-func (p *Proxy) authorize(ctx context.Context, from client, c rbac.Conn) (ruling, error) {
-	r, missing, err := p.judge(p.cfg.Store.Snapshot(), c)
-	if err != nil || len(missing) == 0 {
-		return r, err
-	}
-	waited := p.held.during(ctx, from, p.held.Policy, func(ctx context.Context) error {
-		return p.cfg.Store.Await(ctx, func(s *workload.Snapshot) bool {
-			r, missing, err = p.judge(s, c)
-			return err != nil || len(missing) == 0
-		})
-	})
-	var refused *telemetry.Refusal
-	switch {
-	case errors.As(waited, &refused):
-		return r, refused
-	case waited != nil:
-		return r, &telemetry.Refusal{Reason: telemetry.PolicyMissing, Err: fmt.Errorf("policy %s has not arrived", strings.Join(missing, ", "))}
-	}
-	return r, err
-}
-
-// judge evaluates once. The error is a refusal that stands whatever is missing.
-func (p *Proxy) judge(s *workload.Snapshot, c rbac.Conn) (ruling, []string, error) {
-	w := p.workload(s)
-	if w == nil {
-		return ruling{}, nil, &telemetry.Refusal{Reason: telemetry.UnknownSource, Err: errors.New("the pod's workload is gone")}
-	}
-	policies, missing := s.PoliciesFor(w)
-	v := rbac.Evaluate(policies, c)
-	for _, f := range v.DryRun {
-		p.log.Debug("dry-run policy would decide", telemetry.KeyPolicy, f.Policy, "rule", f.Rule, "action", f.Action.String())
-	}
-	if !v.Allowed && (len(missing) == 0 || v.Policy != "") {
-		reason := telemetry.PolicyDenied
-		if v.Invalid {
-			reason = telemetry.PolicyInvalid
-		}
-		return ruling{}, missing, &telemetry.Refusal{Reason: reason, Err: errors.New(v.Reason)}
-	}
-	return ruling{version: s.PolicyVersion(), workload: w}, missing, nil
-}
-
-// watchPolicies closes live connections that the policies of now refuse.
-func (p *Proxy) watchPolicies() {
-	var last ruling
-	for {
-		changed := p.cfg.Store.Changed()
-		s := p.cfg.Store.Snapshot()
-		if w := p.workload(s); w != nil && last.stale(s, w) {
-			last = ruling{s.PolicyVersion(), w}
-			p.table.each(func(c *connection) { p.review(s, c) })
-		}
-		select {
-		case <-changed:
-		case <-p.draining.Done():
-			return
-		}
-	}
-}
-
-// review closes a connection that a complete policy set denies.
-func (p *Proxy) review(s *workload.Snapshot, c *connection) {
-	if c.direction != telemetry.Inbound || !c.judged {
-		return
-	}
-	_, missing, err := p.judge(s, c.rbac)
-	var refused *telemetry.Refusal
-	if len(missing) == 0 && errors.As(err, &refused) && refused.Reason == telemetry.PolicyDenied {
-		c.close(telemetry.PolicyChanged, refused.Err)
-	}
 }

@@ -29,11 +29,23 @@ func (p *Proxy) acceptTunnel(conn *net.TCPConn) {
 
 	tunnel := &connection{direction: telemetry.Inbound, src: remoteAddr(conn), hidden: true, end: func() { abort(conn) }}
 	p.table.add(tunnel)
-	defer p.table.drop(tunnel)
+	defer func() { p.table.drop(tunnel) }()
 	secured, id, err := p.handshake(p.life, conn)
 	if err != nil {
+		if why := tunnel.why.Load(); why != nil {
+			err = why
+		}
 		p.begin(telemetry.Inbound, tunnel.src, localAddr(conn)).end(err)
 		return
+	}
+	if p.cfg.Revoked != nil {
+		unverified := tunnel
+		tunnel = &connection{
+			direction: telemetry.Inbound, src: tunnel.src, hidden: true, chain: secured.ConnectionState().PeerCertificates, end: tunnel.end,
+		}
+		p.table.add(tunnel)
+		p.table.drop(unverified)
+		p.checkRevoked(tunnel) // the list may have changed since the handshake
 	}
 	a := arrival{peer: id, client: tunnel.src, connected: localAddr(conn)}
 	if err := hbone.Serve(p.draining, secured, p.cfg.HBONE, func(in *hbone.Incoming) { p.inbound(in, a) }); err != nil {
@@ -59,13 +71,13 @@ func (p *Proxy) handshake(ctx context.Context, conn *net.TCPConn) (*tls.Conn, sp
 	if err := p.awaitCertificate(ctx, from, local); err != nil {
 		return nil, spiffe.ID{}, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
+	ctx, cancel := context.WithTimeout(ctx, p.cfg.Handshake)
 	defer cancel()
-	secured := tls.Server(conn, mtls.ServerConfig(ctx, func(ctx context.Context) (*mtls.Certificate, error) {
+	secured := tls.Server(conn, p.cfg.TLS.ServerConfig(ctx, func(ctx context.Context) (*mtls.Certificate, error) {
 		return p.cfg.Certificate(ctx, local.Identity)
 	}))
 	if err := secured.HandshakeContext(ctx); err != nil {
-		return nil, spiffe.ID{}, &telemetry.Refusal{Reason: telemetry.TLSFailure, Err: fmt.Errorf("handshake: %w", err)}
+		return nil, spiffe.ID{}, p.handshakeError(telemetry.Inbound, err)
 	}
 	id, err := mtls.PeerID(secured.ConnectionState())
 	if err != nil {
@@ -90,7 +102,7 @@ func (p *Proxy) inbound(in *hbone.Incoming, a arrival) {
 	p.describe(r, in, a, local, d)
 	c := &connection{
 		direction: telemetry.Inbound, src: a.client, originalDst: a.connected, actualDst: d.Target, protocol: workload.HBONE.String(),
-		judged: true, rbac: rbac.Conn{Source: a.client.Addr(), Destination: d.Target, Identity: a.peer},
+		tunnel: a.client, judged: true, rbac: rbac.Conn{Source: a.client.Addr(), Destination: d.Target, Identity: a.peer},
 	}
 	var judged ruling
 	if judged, err = p.authorize(in.Context(), client{}, c.rbac); err != nil {
@@ -98,7 +110,7 @@ func (p *Proxy) inbound(in *hbone.Incoming, a arrival) {
 		return
 	}
 	var app *net.TCPConn
-	if app, err = p.dialApp(in.Context(), d.Target, a.client.Addr()); err != nil {
+	if app, err = p.deliver(in.Context(), d, a); err != nil {
 		p.reject(in, err)
 		return
 	}
@@ -114,16 +126,6 @@ func (p *Proxy) inbound(in *hbone.Incoming, a arrival) {
 	err = p.join(c, stream, app, r)
 }
 
-// enter registers an allowed connection, and reviews it once if what allowed it
-// has changed since: a change after this finds it in the table.
-func (p *Proxy) enter(c *connection, judged ruling) (leave func()) {
-	p.table.add(c)
-	if s := p.cfg.Store.Snapshot(); judged.stale(s, p.workload(s)) {
-		p.review(s, c)
-	}
-	return func() { p.table.drop(c) }
-}
-
 // admit checks that a CONNECT is one and is meant for the pod.
 func (p *Proxy) admit(in *hbone.Incoming, a arrival) (*workload.Workload, plan.Delivery, error) {
 	if in.Method != http.MethodConnect {
@@ -134,7 +136,7 @@ func (p *Proxy) admit(in *hbone.Incoming, a arrival) (*workload.Workload, plan.D
 		return nil, plan.Delivery{}, err
 	}
 	d, err := plan.Inbound(p.cfg.Store.Snapshot(), plan.Arrival{
-		Local: local, Connected: a.connected, Authority: in.Request.Authority, Network: p.cfg.Network,
+		Local: local, Connected: a.connected, Authority: in.Request.Authority, Network: p.cfg.Network, Reserved: p.reserved(),
 	})
 	return local, d, refusal(err)
 }

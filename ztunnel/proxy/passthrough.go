@@ -29,7 +29,7 @@ func (p *Proxy) passthrough(conn *net.TCPConn, target netip.AddrPort) {
 	r := p.begin(telemetry.Inbound, src, target)
 	var err error
 	defer func() { r.end(err) }()
-	if err = refusal(plan.Passthrough(target)); err != nil {
+	if err = refusal(plan.Passthrough(target, 0)); err != nil {
 		return
 	}
 	from := client{conn, func(unread bool) bool { return !unread }}

@@ -1,16 +1,17 @@
 package proxy
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/netip"
 	"syscall"
 	"time"
 
-	"github.com/ambit-mesh/ambit/ztunnel/hbone"
 	"github.com/ambit-mesh/ambit/ztunnel/plan"
 	"github.com/ambit-mesh/ambit/ztunnel/relay"
 	"github.com/ambit-mesh/ambit/ztunnel/telemetry"
@@ -51,27 +52,51 @@ func (r *record) end(err error) {
 	if r.line.Direction == telemetry.Inbound {
 		r.line.Sent, r.line.Received = r.line.Received, r.line.Sent
 	}
+	reason := reasonOf(err)
 	if r.metric != nil {
-		r.metric.Close(reasonOf(err))
+		r.metric.Close(reason)
 	}
 	if err == nil && r.line.Early { // nothing was refused and nothing happened
 		return
 	}
-	r.p.cfg.Access(&r.line)
+	if err != nil {
+		r.p.cfg.Metrics.Failed(r.line.Direction, reason)
+		r.p.refusals.Add(&r.line)
+	}
+	r.write(&r.line)
+}
+
+func (r *record) write(l *telemetry.AccessLine) {
+	if r.p.access.Enabled(r.p.life, l.Level()) {
+		r.p.cfg.Access(l)
+	}
+}
+
+// joined tells of a connection whose ends are about to be joined, to whoever
+// wants that much.
+func (r *record) joined() {
+	if !r.p.access.Enabled(r.p.life, slog.LevelDebug) {
+		return
+	}
+	l := r.line
+	l.Opened, l.Time = true, time.Now()
+	r.p.cfg.Access(&l)
 }
 
 // source and destination fill in an end that istiod told us of; w may be nil.
 func (r *record) source(w *workload.Workload) {
 	if w != nil {
-		r.line.SrcWorkload, r.line.SrcNamespace, r.line.SrcCluster = w.Name, w.Namespace, w.ClusterID
+		r.line.SrcWorkload, r.line.SrcNamespace, r.line.SrcCluster = shownName(w), w.Namespace, w.ClusterID
 	}
 }
 
 func (r *record) destination(w *workload.Workload) {
 	if w != nil {
-		r.line.DstWorkload, r.line.DstNamespace, r.line.DstCluster = w.Name, w.Namespace, w.ClusterID
+		r.line.DstWorkload, r.line.DstNamespace, r.line.DstCluster = shownName(w), w.Namespace, w.ClusterID
 	}
 }
+
+func shownName(w *workload.Workload) string { return cmp.Or(w.Name, w.CanonicalName) }
 
 // peer returns a workload's labels; w may be nil.
 func peer(w *workload.Workload) telemetry.Peer {
@@ -94,14 +119,18 @@ func withService(l *telemetry.Labels, svc *workload.Service) {
 // join carries bytes between the two ends until both directions have ended, and
 // returns why they ended, nil if well. c is registered meanwhile.
 func (p *Proxy) join(c *connection, caller, target relay.Half, r *record) error {
+	r.joined()
 	err := relay.Copy(caller, target, &r.counters)
-	if reason, why := c.closedBy(); reason != telemetry.OK {
-		return &telemetry.Refusal{Reason: reason, Err: why}
+	if why := c.why.Load(); why != nil {
+		return why
 	}
-	if err != nil {
-		return &telemetry.Refusal{Reason: telemetry.Broken, Err: err}
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, syscall.ETIMEDOUT), errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ENETUNREACH):
+		return &telemetry.Refusal{Reason: telemetry.PeerTimeout, Err: err}
 	}
-	return nil
+	return &telemetry.Refusal{Reason: telemetry.Broken, Err: err}
 }
 
 // release closes what is done with; what matters of its end has been reported.
@@ -118,7 +147,7 @@ func both(a, b io.Closer) func() {
 // abort closes a connection so that its peer does not take it for a clean end.
 func abort(c io.Closer) {
 	switch c := c.(type) {
-	case *hbone.Stream:
+	case interface{ Reset() }: // a stream
 		c.Reset()
 	case *net.TCPConn:
 		_ = c.SetLinger(0) // it is closed anyway
@@ -150,6 +179,7 @@ func refusal(err error) error {
 		plan.SelfCall: telemetry.SelfCall, plan.BadAuthority: telemetry.BadRequest, plan.IPMismatch: telemetry.IPMismatch,
 		plan.UnknownDestination: telemetry.UnknownDestination, plan.NoHealthyEndpoint: telemetry.NoHealthyEndpoint,
 		plan.WaypointUnavailable: telemetry.WaypointUnavailable, plan.NotSupported: telemetry.NotSupported,
+		plan.GatewayUnavailable: telemetry.GatewayUnavailable,
 	}
 	return &telemetry.Refusal{Reason: reasons[e.Problem], Err: err}
 }

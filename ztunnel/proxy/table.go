@@ -2,9 +2,11 @@ package proxy
 
 import (
 	"cmp"
+	"crypto/x509"
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/ambit-mesh/ambit/ztunnel/rbac"
 	"github.com/ambit-mesh/ambit/ztunnel/telemetry"
@@ -31,9 +33,12 @@ type connection struct {
 	rbac        rbac.Conn
 	end         func() // closes both ends at once
 
-	mu     sync.Mutex
-	reason telemetry.Reason
-	err    error
+	// Of a tunnel: what its peer has shown, if that may be revoked. Of a connection
+	// inside one: the tunnel's src.
+	chain  []*x509.Certificate
+	tunnel netip.AddrPort
+
+	why atomic.Pointer[telemetry.Refusal] // the first one stays
 }
 
 // add registers a connection; the proxy's end closes it at once if that has
@@ -71,33 +76,33 @@ func (t *table) each(f func(*connection)) {
 }
 
 // closeAll closes every connection, those that are still to come included.
-func (t *table) closeAll(r telemetry.Reason, err error) {
-	end := func(c *connection) { c.close(r, err) }
+func (t *table) closeAll(why *telemetry.Refusal) {
 	t.mu.Lock()
-	t.closed = end
+	t.closed = func(c *connection) { c.close(why) }
 	t.mu.Unlock()
-	t.each(end)
-}
-
-// close ends the connection for a reason; the first one stays.
-func (c *connection) close(r telemetry.Reason, err error) {
-	c.mu.Lock()
-	first := c.reason == telemetry.OK
-	if first {
-		c.reason, c.err = r, err
-	}
-	c.mu.Unlock()
-	if first {
+	// All get the reason before any is closed: one may be inside another.
+	var first []*connection
+	t.each(func(c *connection) {
+		if c.note(why) {
+			first = append(first, c)
+		}
+	})
+	for _, c := range first {
 		c.end()
 	}
 }
 
-// closedBy returns why we closed the connection, OK if we did not.
-func (c *connection) closedBy() (telemetry.Reason, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.reason, c.err
+// close ends the connection for a reason, unless it has been already.
+func (c *connection) close(why *telemetry.Refusal) bool {
+	first := c.note(why)
+	if first {
+		c.end()
+	}
+	return first
 }
+
+// note says beforehand why the connection will end.
+func (c *connection) note(why *telemetry.Refusal) bool { return c.why.CompareAndSwap(nil, why) }
 
 // Connections is the proxy's connection table in the config dump.
 type Connections struct {

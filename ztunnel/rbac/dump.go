@@ -48,13 +48,13 @@ func (m *Match) dump() matchJSON {
 		Namespaces: m.Namespaces, NotNamespaces: m.NotNamespaces,
 		Principals: m.Principals, NotPrincipals: m.NotPrincipals,
 		ServiceAccounts: m.ServiceAccounts, NotServiceAccounts: m.NotServiceAccounts,
-		SourceIPs: texts(m.SourceIPs), NotSourceIPs: texts(m.NotSourceIPs),
-		DestinationIPs: texts(m.DestinationIPs), NotDestinationIPs: texts(m.NotDestinationIPs),
+		SourceIPs: strs(m.SourceIPs), NotSourceIPs: strs(m.NotSourceIPs),
+		DestinationIPs: strs(m.DestinationIPs), NotDestinationIPs: strs(m.NotDestinationIPs),
 		DestinationPorts: m.DestinationPorts, NotDestinationPorts: m.NotDestinationPorts,
 	}
 }
 
-func texts[T interface{ String() string }](in []T) []string {
+func strs[T interface{ String() string }](in []T) []string {
 	var out []string
 	for _, v := range in {
 		out = append(out, v.String())
@@ -76,7 +76,10 @@ func (m StringMatch) MarshalJSON() ([]byte, error) {
 	return json.Marshal(map[string]string{"Exact": m.Value})
 }
 
-// MarshalJSON writes "namespace/name".
+// MarshalJSON writes {"namespace":"x","serviceAccount":"y"}.
 func (s ServiceAccount) MarshalJSON() ([]byte, error) {
-	return json.Marshal(s.Namespace + "/" + s.Name)
+	return json.Marshal(struct {
+		Namespace      string `json:"namespace"`
+		ServiceAccount string `json:"serviceAccount"`
+	}{s.Namespace, s.Name})
 }

@@ -51,6 +51,7 @@ func Parse(a *security.Authorization) (*Policy, error) {
 	if p.Name == "" {
 		return nil, errors.New("authorization policy has no name")
 	}
+	p.key = p.Key()
 	switch a.GetAction() {
 	case security.Action_ALLOW:
 		p.Action = Allow

@@ -3,8 +3,9 @@ package rbac
 import (
 	"net/netip"
 	"slices"
-	"strconv"
 	"strings"
+
+	"github.com/ambit-mesh/ambit/apis/spiffe"
 )
 
 // Action says what a matching policy does.
@@ -57,10 +58,17 @@ type Policy struct {
 	// Invalid says why the policy could not be read. Such a policy refuses every
 	// connection in its scope: what it would have refused is not known.
 	Invalid string
+
+	key string // set by Parse, so that a verdict costs no memory
 }
 
 // Key returns "namespace/name", the name by which workloads refer to it.
-func (p *Policy) Key() string { return p.Namespace + "/" + p.Name }
+func (p *Policy) Key() string {
+	if p.key != "" {
+		return p.key
+	}
+	return p.Namespace + "/" + p.Name
+}
 
 // Rule matches when all of its clauses do; without clauses it always matches.
 type Rule []Clause
@@ -128,23 +136,51 @@ func (m StringMatch) match(s string) bool {
 	return false
 }
 
+// matchBytes is match for what is not a string: converting it would cost memory
+// for every connection.
+func (m StringMatch) matchBytes(b []byte) bool {
+	n := len(m.Value)
+	switch m.Kind {
+	case Exact:
+		return string(b) == m.Value
+	case Prefix:
+		return len(b) >= n && string(b[:n]) == m.Value
+	case Suffix:
+		return len(b) >= n && string(b[len(b)-n:]) == m.Value
+	case Presence:
+		return len(b) > 0
+	}
+	return false
+}
+
 // ServiceAccount names an account in any trust domain.
 type ServiceAccount struct{ Namespace, Name string }
 
 // subject is a Conn with what every match would derive from it again.
 type subject struct {
 	Conn
-	namespace, account, principal string
-	known                         bool
+	namespace, account string
+	principal          []byte // without "spiffe://"
+	known              bool
 }
 
-func newSubject(c Conn) *subject {
+// newSubject returns the subject of c. The principal is put into buffer, if it
+// has the room: a caller's array costs no memory.
+func newSubject(c Conn, buffer []byte) subject {
 	c.Source = c.Source.Unmap()
 	c.Destination = netip.AddrPortFrom(c.Destination.Addr().Unmap(), c.Destination.Port())
-	return &subject{
-		Conn: c, known: !c.Identity.IsZero(), namespace: c.Identity.Namespace(),
-		account: c.Identity.ServiceAccount(), principal: c.Identity.Principal(),
+	s := subject{Conn: c, known: !c.Identity.IsZero(), namespace: c.Identity.Namespace(), account: c.Identity.ServiceAccount()}
+	if s.known {
+		s.principal = appendPrincipal(buffer[:0], c.Identity)
 	}
+	return s
+}
+
+// appendPrincipal is spiffe.ID.Principal for a buffer.
+func appendPrincipal(b []byte, id spiffe.ID) []byte {
+	b = append(append(b, id.TrustDomain()...), "/ns/"...)
+	b = append(append(b, id.Namespace()...), "/sa/"...)
+	return append(b, id.ServiceAccount()...)
 }
 
 // match returns the index of the first rule that matches.
@@ -183,14 +219,20 @@ func (m *Match) match(a Action, c *subject) bool {
 		return false
 	}
 	return fits(m.Namespaces, m.NotNamespaces, m.unreadable&namespaces != 0, func(s StringMatch) bool { return s.match(c.namespace) }) &&
-		fits(m.Principals, m.NotPrincipals, m.unreadable&principals != 0, func(s StringMatch) bool { return c.known && s.match(c.principal) }) &&
-		fits(m.ServiceAccounts, m.NotServiceAccounts, false, func(s ServiceAccount) bool {
-			return c.known && s.Namespace == c.namespace && s.Name == c.account
-		}) &&
-		fits(m.SourceIPs, m.NotSourceIPs, m.unreadable&sourceIPs != 0, func(p netip.Prefix) bool { return p.Contains(c.Source) }) &&
-		fits(m.DestinationIPs, m.NotDestinationIPs, m.unreadable&destinationIPs != 0, func(p netip.Prefix) bool { return p.Contains(c.Destination.Addr()) }) &&
+		fits(m.Principals, m.NotPrincipals, m.unreadable&principals != 0, func(s StringMatch) bool { return c.known && s.matchBytes(c.principal) }) &&
+		fits(m.ServiceAccounts, m.NotServiceAccounts, false, c.isAccount) &&
+		fits(m.SourceIPs, m.NotSourceIPs, m.unreadable&sourceIPs != 0, c.isFrom) &&
+		fits(m.DestinationIPs, m.NotDestinationIPs, m.unreadable&destinationIPs != 0, c.isTo) &&
 		fits(m.DestinationPorts, m.NotDestinationPorts, false, func(p uint16) bool { return p == c.Destination.Port() })
 }
+
+func (c *subject) isAccount(s ServiceAccount) bool {
+	return c.known && s.Namespace == c.namespace && s.Name == c.account
+}
+
+func (c *subject) isFrom(p netip.Prefix) bool { return p.Contains(c.Source) }
+
+func (c *subject) isTo(p netip.Prefix) bool { return p.Contains(c.Destination.Addr()) }
 
 // fits reports whether one attribute of a match accepts a connection. With
 // unreadable entries in its positive list, that list counts as hit.
@@ -208,5 +250,3 @@ func (m *Match) empty() bool {
 			len(m.ServiceAccounts)+len(m.NotServiceAccounts)+len(m.SourceIPs)+len(m.NotSourceIPs)+
 			len(m.DestinationIPs)+len(m.NotDestinationIPs)+len(m.DestinationPorts)+len(m.NotDestinationPorts) == 0
 }
-
-func itoa(i int) string { return strconv.Itoa(i) }

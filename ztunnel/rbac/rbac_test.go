@@ -3,7 +3,7 @@ package rbac
 import (
 	"encoding/json"
 	"net/netip"
-	"strconv"
+	"slices"
 	"strings"
 	"testing"
 
@@ -72,10 +72,10 @@ func TestMatchKinds(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			p := &Policy{Namespace: "n", Name: "p", Action: Deny, Rules: one(tc.match)}
-			if got := !Evaluate([]*Policy{p}, known).Allowed; got != tc.known {
+			if got := !Evaluate(Of(p), known).Allowed; got != tc.known {
 				t.Errorf("with identity: match = %v, want %v", got, tc.known)
 			}
-			if got := !Evaluate([]*Policy{p}, unknown).Allowed; got != tc.unknown {
+			if got := !Evaluate(Of(p), unknown).Allowed; got != tc.unknown {
 				t.Errorf("without identity: match = %v, want %v", got, tc.unknown)
 			}
 		})
@@ -99,7 +99,8 @@ func TestNesting(t *testing.T) {
 		{"or of rules", []Rule{{{miss}}, {{miss}}, {{hit}}}, 2},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			got, ok := (&Policy{Rules: tc.rules}).match(newSubject(c))
+			subject := newSubject(c, nil)
+			got, ok := (&Policy{Rules: tc.rules}).match(&subject)
 			if !ok {
 				got = -1
 			}
@@ -136,8 +137,47 @@ func TestOrder(t *testing.T) {
 			Verdict{Allowed: true, Policy: "n/a", Reason: "allowed by ALLOW policy n/a, rule 0"},
 		},
 		{"deny misses", []*Policy{policy("d", Deny, false, false)}, Verdict{Allowed: true, Reason: "no ALLOW policy applies"}},
-		{"allow misses", []*Policy{policy("a", Allow, false, false)}, Verdict{Reason: "no ALLOW policy matched"}},
-		{"allow without rules", []*Policy{{Namespace: "n", Name: "a"}}, Verdict{Reason: "no ALLOW policy matched"}},
+		{"allow misses", []*Policy{policy("a", Allow, false, false)}, Verdict{
+			Reason: "no ALLOW policy matched; closest: n/a rule 0 (destinationPorts)", Closest: []Near{{"n/a", 0, "destinationPorts"}},
+		}},
+		{"allow without rules", []*Policy{{Namespace: "n", Name: "a"}}, Verdict{
+			Reason: "no ALLOW policy matched; closest: n/a (no rules)", Closest: []Near{{"n/a", -1, "no rules"}},
+		}},
+		{
+			"dry allow beside an enforced one",
+			[]*Policy{policy("a", Allow, false, true), policy("b", Allow, true, true), policy("c", Allow, true, false)},
+			Verdict{Allowed: true, Policy: "n/a", Reason: "allowed by ALLOW policy n/a, rule 0", DryRun: []Finding{{Policy: "n/b", Action: Allow}}},
+		},
+		{
+			"dry allow misses beside an enforced one",
+			[]*Policy{policy("a", Allow, false, true), policy("c", Allow, true, false)},
+			Verdict{Allowed: true, Policy: "n/a", Reason: "allowed by ALLOW policy n/a, rule 0"},
+		},
+		{
+			"dry deny beside a deny",
+			[]*Policy{policy("d", Deny, false, true), policy("e", Deny, true, true), policy("f", Allow, true, false)},
+			Verdict{Policy: "n/d", Reason: "denied by DENY policy n/d, rule 0", DryRun: []Finding{{Policy: "n/e", Action: Deny}}},
+		},
+		{
+			"dry allow matches, none enforced",
+			[]*Policy{policy("a", Allow, true, true)},
+			Verdict{Allowed: true, Reason: "no ALLOW policy applies", DryRun: []Finding{{Policy: "n/a", Action: Allow}}},
+		},
+		{
+			"the first by name decides",
+			[]*Policy{policy("b", Deny, false, true), policy("a", Deny, false, true)},
+			Verdict{Policy: "n/a", Reason: "denied by DENY policy n/a, rule 0"},
+		},
+		{
+			"not readable",
+			[]*Policy{{Namespace: "n", Name: "x", Action: Deny, Invalid: "broken"}, policy("a", Allow, false, true)},
+			Verdict{Policy: "n/x", Invalid: true, Reason: "policy n/x is not valid: broken"},
+		},
+		{
+			"not readable, dry-run",
+			[]*Policy{{Namespace: "n", Name: "x", Action: Deny, Invalid: "broken", DryRun: true}, policy("a", Allow, false, true)},
+			Verdict{Allowed: true, Policy: "n/a", Reason: "allowed by ALLOW policy n/a, rule 0"},
+		},
 		{
 			"dry deny",
 			[]*Policy{policy("d", Deny, true, true)},
@@ -150,7 +190,12 @@ func TestOrder(t *testing.T) {
 		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			got, _ := json.Marshal(Evaluate(tc.policies, c))
+			v := Evaluate(Of(tc.policies...), c)
+			if v.Allowed && v.Reason != "" {
+				t.Errorf("a reason for a connection that passes: %q", v.Reason)
+			}
+			v.Reason = v.String()
+			got, _ := json.Marshal(v)
 			want, _ := json.Marshal(tc.want)
 			if string(got) != string(want) {
 				t.Errorf("got  %s\nwant %s", got, want)
@@ -182,7 +227,7 @@ func TestUnreadableEntriesErrToTheSafeSide(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if v := Evaluate([]*Policy{p}, withIdentity(t)); v.Allowed {
+				if v := Evaluate(Of(p), withIdentity(t)); v.Allowed {
 					t.Errorf("%v policy let the connection pass: %s", action, v.Reason)
 				}
 			}
@@ -194,7 +239,7 @@ func TestUnreadableEntriesErrToTheSafeSide(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if v := Evaluate([]*Policy{p}, withIdentity(t)); !v.Allowed {
+	if v := Evaluate(Of(p), withIdentity(t)); !v.Allowed {
 		t.Errorf("a readable positive list was skipped: %s", v.Reason)
 	}
 }
@@ -222,7 +267,7 @@ func TestDump(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := `{"name":"only","namespace":"shop","scope":"Namespace","action":"Allow","rules":[[[{"principals":[{"Exact":"td/ns/web/sa/front"}],` +
-		`"notPrincipals":[{"Presence":[]}],"serviceAccounts":["a/b"],"sourceIps":["10.0.0.0/8"],"destinationPorts":[80]}]]],"dryRun":false}`
+		`"notPrincipals":[{"Presence":[]}],"serviceAccounts":[{"namespace":"a","serviceAccount":"b"}],"sourceIps":["10.0.0.0/8"],"destinationPorts":[80]}]]],"dryRun":false}`
 	if string(got) != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
@@ -240,28 +285,21 @@ func FuzzUnmarshal(f *testing.F) {
 		if err != nil {
 			return
 		}
-		Evaluate([]*Policy{p}, plaintext())
-		Evaluate([]*Policy{p}, withIdentity(t))
+		other := *p
+		other.key, other.Name, other.Rules = "", p.Name+"2", append([]Rule{}, p.Rules...)
+		slices.Reverse(other.Rules)
+		for _, c := range []Conn{plaintext(), withIdentity(t)} {
+			allowed, policy, rule := reference([]*Policy{p, &other}, c)
+			v := Evaluate(Of(p, &other), c)
+			if v.Allowed != allowed || v.Policy != policy || v.Rule != rule {
+				t.Errorf("allowed %v by %q rule %d, want %v by %q rule %d", v.Allowed, v.Policy, v.Rule, allowed, policy, rule)
+			}
+			if v.Allowed == (v.Reason != "") {
+				t.Errorf("allowed %v, reason %q", v.Allowed, v.Reason)
+			}
+		}
 		if _, err := json.Marshal(p); err != nil {
 			t.Fatal(err)
 		}
 	})
-}
-
-// BenchmarkEvaluate is one evaluation against 10,000 DENY policies of ten rules,
-// none of which matches: go test -bench Evaluate ./ztunnel/rbac
-func BenchmarkEvaluate(b *testing.B) {
-	var policies []*Policy
-	for i := range 10_000 {
-		p := &Policy{Namespace: "n", Name: strconv.Itoa(i), Action: Deny}
-		for j := range 10 {
-			p.Rules = append(p.Rules, Rule{{Match{Principals: exact("td/ns/x/sa/" + strconv.Itoa(j))}}})
-		}
-		policies = append(policies, p)
-	}
-	c := withIdentity(b)
-	b.ReportAllocs()
-	for b.Loop() {
-		Evaluate(policies, c)
-	}
 }

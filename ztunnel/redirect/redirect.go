@@ -1,7 +1,8 @@
 // Package redirect programs the rules inside a pod's network namespace that bring the
-// pod's new TCP connections to ztunnel's sockets there, over netlink: one nftables
-// table, one routing rule and one route per address family. In the host's namespace it
-// programs one table, by which pods recognise the node's probes (Host).
+// pod's new TCP connections, and its DNS questions if wanted, to ztunnel's sockets there,
+// over netlink: one nftables table, one routing rule and one route per address family. In
+// the host's namespace it programs one table, by which pods recognise the node's probes
+// (Host).
 //
 // It owns these objects and nothing else in either namespace, and keeps no state: what
 // is there is read from the kernel. It knows no pods; ztunnel/cni calls it. Every function
@@ -21,22 +22,28 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
 
 // ErrUnsupported says that the kernel lacks something; the error names it.
 var ErrUnsupported = errors.New("unsupported kernel")
 
+// Options are what may differ between pods.
+type Options struct {
+	// DNS redirects what the pod asks of resolvers, too: UDP and TCP to port 53, except
+	// over loopback.
+	DNS bool
+}
+
 // Apply makes the namespace redirect new connections, except the node's probes: see
 // Host. It changes nothing when the rules are already there, and replaces them in one
 // transaction when they differ.
-func Apply(ns *os.File) error {
+func Apply(ns *os.File, o Options) error {
 	return inside(ns, func(fd int) error {
 		if err := routes(fd, (*netlink.Handle).RuleAdd, (*netlink.Handle).RouteReplace, unix.EEXIST); err != nil {
 			return fmt.Errorf("policy route: %w", err)
 		}
-		return program(fd, captureRules())
+		return program(fd, captureRules(o))
 	})
 }
 
@@ -62,7 +69,7 @@ func Remove(ns *os.File) error {
 		if err := routes(fd, (*netlink.Handle).RuleDel, (*netlink.Handle).RouteDel, unix.ENOENT, unix.ESRCH); err != nil {
 			return fmt.Errorf("policy route: %w", err)
 		}
-		return nil
+		return forgetQuestions(fd)
 	})
 }
 
@@ -71,23 +78,15 @@ func Remove(ns *os.File) error {
 func Connections(ns *os.File) (int, error) {
 	n := 0
 	err := inside(ns, func(fd int) error {
-		h, err := netlink.NewHandleAt(netns.NsHandle(fd), unix.NETLINK_NETFILTER)
-		if err != nil {
-			return err
-		}
-		defer h.Close()
-		for _, family := range []netlink.InetFamily{unix.AF_INET, unix.AF_INET6} {
+		return eachFamily(fd, func(h *netlink.Handle, family netlink.InetFamily) error {
 			flows, err := h.ConntrackTableList(netlink.ConntrackTable, family)
-			if err != nil {
-				return fmt.Errorf("connection tracking: %w", err)
-			}
 			for _, f := range flows {
 				if isOpen(f) && isOurs(f) {
 					n++
 				}
 			}
-		}
-		return nil
+			return err
+		})
 	})
 	return n, err
 }

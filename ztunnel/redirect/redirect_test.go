@@ -167,7 +167,7 @@ func (c *conn) echoes(what string) {
 
 func (b *bed) apply(p *netnstest.Pod) {
 	b.t.Helper()
-	if err := redirect.Apply(p.NS.File()); err != nil {
+	if err := redirect.Apply(p.NS.File(), redirect.Options{}); err != nil {
 		b.t.Fatal(err)
 	}
 }
@@ -306,7 +306,7 @@ func TestApplyTwiceAndRemove(t *testing.T) {
 	before := state(t, p)
 	apply := func() {
 		t.Helper()
-		if err := redirect.Apply(p.NS.File()); err != nil {
+		if err := redirect.Apply(p.NS.File(), redirect.Options{}); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -37,25 +37,62 @@ func join(parts ...[]expr.Any) []expr.Any {
 	return all
 }
 
-func captureRules() []chain {
+func captureRules(o Options) []chain {
 	inbound := []rule{}
 	outbound := []rule{}
 	for _, a := range []netip.Addr{netip.MustParseAddr(mesh.ProbeSourceIPv4), netip.MustParseAddr(mesh.ProbeSourceIPv6)} {
 		inbound = append(inbound, rule{"probe", join(tcp(), source(a), accept())})
 		outbound = append(outbound, rule{"probe answer", join(tcp(), destination(a), accept())})
 	}
+	if o.DNS {
+		outbound = append(outbound, captureDNS()...)
+	}
 	outbound = append(outbound,
 		rule{"connection of ztunnel", join(tcp(), mark(expr.CmpOpEq, mesh.MarkConnection), accept())})
 	for _, notLoopback := range [][]expr.Any{notLoopback4(), notLoopback6()} {
 		inbound = append(inbound, rule{"capture inbound", join(
-			tcp(), notLoopback, notPort(mesh.PortHBONE), mark(expr.CmpOpNeq, mesh.MarkZtunnel), opening(), redirectTo(mesh.PortInboundPlain))})
+			tcp(), notLoopback, port(expr.CmpOpNeq, mesh.PortHBONE), mark(expr.CmpOpNeq, mesh.MarkZtunnel), opening(), redirectTo(mesh.PortInboundPlain))})
 		outbound = append(outbound, rule{"pod to itself", join(viaLoopback(), notLoopback, accept())})
 	}
 	for _, notLoopback := range [][]expr.Any{notLoopback4(), notLoopback6()} {
 		outbound = append(outbound, rule{"capture outbound", join(
 			tcp(), notLoopback, mark(expr.CmpOpNeq, mesh.MarkZtunnel), opening(), redirectTo(mesh.PortOutbound))})
 	}
-	return chains(inbound, outbound)
+	all := chains(inbound, outbound)
+	if o.DNS {
+		all = append(all, untracked()...)
+	}
+	return all
+}
+
+const portDomain = 53 // of resolvers
+
+// captureDNS redirects questions. A resolver that the pod reaches over loopback is its
+// own, and asks others in turn.
+func captureDNS() []rule {
+	return []rule{
+		{"capture DNS over UDP", join(
+			udp(), notViaLoopback(), port(expr.CmpOpEq, portDomain), mark(expr.CmpOpNeq, mesh.MarkZtunnel), redirectTo(mesh.PortDNS))},
+		{"capture DNS over TCP", join(
+			tcp(), notViaLoopback(), port(expr.CmpOpEq, portDomain), mark(expr.CmpOpNeq, mesh.MarkZtunnel), opening(), redirectTo(mesh.PortDNS))},
+	}
+}
+
+// untracked keeps ztunnel's own questions to resolvers, and the answers, out of connection
+// tracking. A port that the pod asked from a moment ago may be ztunnel's now, and the
+// flow's translation outlives the socket; and an answer alone would open a flow that the
+// pod's next question belongs to, which would not be captured then.
+func untracked() []chain {
+	return []chain{
+		{
+			name: "untrack-prerouting", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPrerouting, priority: nftables.ChainPriorityRaw,
+			rules: []rule{{"answer of a resolver", join(udp(), sourcePort(portDomain), mark(expr.CmpOpNeq, mesh.MarkZtunnel), notrack())}},
+		},
+		{
+			name: "untrack-output", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookOutput, priority: nftables.ChainPriorityRaw,
+			rules: []rule{{"question of ztunnel", join(udp(), port(expr.CmpOpEq, portDomain), mark(expr.CmpOpEq, mesh.MarkZtunnel), notrack())}},
+		},
+	}
 }
 
 // releaseRules refer to connection tracking, without which the kernel would stop
@@ -109,19 +146,24 @@ func payload(base expr.PayloadBase, offset, length uint32) expr.Any {
 	return &expr.Payload{DestRegister: reg, Base: base, Offset: offset, Len: length}
 }
 
-func tcp() []expr.Any {
-	return compare(&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg}, expr.CmpOpEq, []byte{unix.IPPROTO_TCP})
+func tcp() []expr.Any { return protocol(unix.IPPROTO_TCP) }
+func udp() []expr.Any { return protocol(unix.IPPROTO_UDP) }
+
+func protocol(number byte) []expr.Any {
+	return compare(&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg}, expr.CmpOpEq, []byte{number})
 }
 
 func ipVersion(nfproto byte) []expr.Any {
 	return compare(&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: reg}, expr.CmpOpEq, []byte{nfproto})
 }
 
-// Offsets of the addresses in the IP headers, and of fields in the TCP header.
+// Offsets of the addresses in the IP headers, of the ports in the TCP and UDP headers, and
+// of the flags in the TCP header.
 const (
 	source4, destination4 = 12, 16
 	source6, destination6 = 8, 24
-	tcpDestinationPort    = 2
+	portSource            = 0
+	portDestination       = 2
 	tcpFlags              = 13
 )
 
@@ -146,8 +188,13 @@ func notLoopback6() []expr.Any {
 		compare(payload(expr.PayloadBaseNetworkHeader, destination6, 16), expr.CmpOpNeq, netip.IPv6Loopback().AsSlice()))
 }
 
-func notPort(port uint16) []expr.Any {
-	return compare(payload(expr.PayloadBaseTransportHeader, tcpDestinationPort, 2), expr.CmpOpNeq, binary.BigEndian.AppendUint16(nil, port))
+// port matches the destination's port.
+func port(op expr.CmpOp, number uint16) []expr.Any {
+	return compare(payload(expr.PayloadBaseTransportHeader, portDestination, 2), op, binary.BigEndian.AppendUint16(nil, number))
+}
+
+func sourcePort(number uint16) []expr.Any {
+	return compare(payload(expr.PayloadBaseTransportHeader, portSource, 2), expr.CmpOpEq, binary.BigEndian.AppendUint16(nil, number))
 }
 
 // opening matches the initial SYN alone: fin, rst and ack are not set.
@@ -156,10 +203,13 @@ func opening() []expr.Any {
 	return compareMasked(payload(expr.PayloadBaseTransportHeader, tcpFlags, 1), []byte{fin | syn | rst | ack}, expr.CmpOpEq, []byte{syn})
 }
 
-func viaLoopback() []expr.Any {
+func viaLoopback() []expr.Any    { return loopbackOut(expr.CmpOpEq) }
+func notViaLoopback() []expr.Any { return loopbackOut(expr.CmpOpNeq) }
+
+func loopbackOut(op expr.CmpOp) []expr.Any {
 	name := make([]byte, unix.IFNAMSIZ)
 	copy(name, "lo")
-	return compare(&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: reg}, expr.CmpOpEq, name)
+	return compare(&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: reg}, op, name)
 }
 
 func mark(op expr.CmpOp, m uint32) []expr.Any {
@@ -197,5 +247,7 @@ func redirectTo(port uint16) []expr.Any {
 		&expr.Redir{RegisterProtoMin: reg},
 	}
 }
+
+func notrack() []expr.Any { return []expr.Any{&expr.Notrack{}} }
 
 func accept() []expr.Any { return []expr.Any{&expr.Verdict{Kind: expr.VerdictAccept}} }

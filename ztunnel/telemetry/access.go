@@ -40,6 +40,9 @@ type AccessLine struct {
 	// Early marks a connection that was refused before anything was known of its
 	// other end; only addresses, direction and error are written.
 	Early bool
+	// Opened marks the line that is written, at level debug, when both ends have been
+	// joined; it has no bytes and no duration.
+	Opened bool
 
 	SrcAddr      netip.AddrPort
 	SrcWorkload  string // pod name, else canonical service
@@ -62,19 +65,33 @@ type AccessLine struct {
 	Err       error // nil: the connection ended well
 }
 
-const accessScope = "access"
+// ScopeAccess is the scope of access lines in a filter of log levels.
+const ScopeAccess = "access"
+
+// Level is how much the line matters.
+func (l *AccessLine) Level() slog.Level {
+	switch {
+	case l.Opened:
+		return slog.LevelDebug
+	case l.Early:
+		return slog.LevelWarn
+	case l.Err != nil:
+		return slog.LevelError
+	}
+	return slog.LevelInfo
+}
 
 // append formats the line with its line end.
 func (l *AccessLine) append(b []byte, f Format) []byte {
-	level, message := slog.LevelInfo, "connection complete"
+	message := "connection complete"
 	switch {
+	case l.Opened:
+		message = "connection opened"
 	case l.Early:
-		level, message = slog.LevelWarn, "connection failed"
-	case l.Err != nil:
-		level = slog.LevelError
+		message = "connection failed"
 	}
 	head := len(b)
-	b = f.head(b, l.Time, level, accessScope, message)
+	b = f.head(b, l.Time, l.Level(), ScopeAccess, message)
 	b = f.address(b, "src.addr", l.SrcAddr)
 	if !l.Early {
 		b = f.optional(b, "src.workload", l.SrcWorkload)
@@ -87,7 +104,7 @@ func (l *AccessLine) append(b []byte, f Format) []byte {
 		b = l.appendDestination(b, f)
 	}
 	b = f.quoted(b, "direction", l.Direction.String())
-	if !l.Early {
+	if !l.Early && !l.Opened {
 		b = f.bare(b, "bytes_sent", strconv.FormatUint(l.Sent, 10))
 		b = f.bare(b, "bytes_recv", strconv.FormatUint(l.Received, 10))
 		b = f.quoted(b, "duration", strconv.FormatInt(l.Duration.Milliseconds(), 10)+"ms")

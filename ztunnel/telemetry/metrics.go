@@ -1,12 +1,8 @@
 package telemetry
 
 import (
-	"net/http"
-	"strings"
-
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
 // Metrics are the metrics of one ztunnel process, spec/ztunnel.md §8.1, on a
@@ -15,10 +11,14 @@ type Metrics struct {
 	Traffic     *Traffic
 	SocketsOpen [2]prometheus.Gauge // by Direction
 	OnDemandDNS *prometheus.CounterVec
+	// Tunnels that were refused or closed because of a revoked certificate, and those
+	// that could not be checked, by Direction.
+	CRLRejections, CRLUntracked [2]prometheus.Counter
 
 	ProxiesActive, ProxiesPending  prometheus.Gauge
 	ProxiesStarted, ProxiesStopped prometheus.Counter
 
+	failures [2][reasons]prometheus.Counter // by Direction and Reason
 	registry *prometheus.Registry
 }
 
@@ -50,10 +50,42 @@ func NewMetrics(version string) *Metrics {
 	m.ProxiesPending = gauge("workload_manager_pending_proxy_count", "Number of pods whose proxy could not start yet (unstable).", nil)
 	m.ProxiesStarted = prometheus.NewCounter(prometheus.CounterOpts{Name: "workload_manager_proxies_started_total", Help: "Number of proxies started (unstable)."})
 	m.ProxiesStopped = prometheus.NewCounter(prometheus.CounterOpts{Name: "workload_manager_proxies_stopped_total", Help: "Number of proxies stopped (unstable)."})
+	for _, d := range []Direction{Inbound, Outbound} {
+		reporter := prometheus.Labels{"reporter": d.Reporter()}
+		m.CRLRejections[d] = counter("istio_crl_policy_rejections_total", "Number of tunnels refused or closed because a certificate is revoked (unstable).", reporter)
+		m.CRLUntracked[d] = counter("istio_crl_untracked_connections_total", "Number of tunnels that are not checked when revocations change (unstable).", reporter)
+		m.registry.MustRegister(m.CRLRejections[d], m.CRLUntracked[d])
+	}
+	m.registerFailures()
+	m.registry.MustRegister(runtimeCollector{})
 	m.registry.MustRegister(m.Traffic, build, m.SocketsOpen[Inbound], m.SocketsOpen[Outbound], m.OnDemandDNS,
 		m.ProxiesActive, m.ProxiesPending, m.ProxiesStarted, m.ProxiesStopped,
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), collectors.NewGoCollector())
 	return m
+}
+
+// registerFailures resolves a counter for each reason beforehand.
+func (m *Metrics) registerFailures() {
+	vec := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "ambit_tcp_connections_failed_total", Help: "The number of connections that were refused or failed, by the reason in the access log (unstable).",
+	}, []string{"reporter", "reason"})
+	for d := range m.failures {
+		for r := OK + 1; r < reasons; r++ {
+			m.failures[d][r] = vec.WithLabelValues(Direction(d).Reporter(), r.String())
+		}
+	}
+	m.registry.MustRegister(vec)
+}
+
+// Failed counts a connection that was refused or has failed, early or late.
+func (m *Metrics) Failed(d Direction, r Reason) {
+	if r != OK {
+		m.failures[d][r].Inc()
+	}
+}
+
+func counter(name, help string, labels prometheus.Labels) prometheus.Counter {
+	return prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help, ConstLabels: labels})
 }
 
 func gauge(name, help string, labels prometheus.Labels) prometheus.Gauge {
@@ -94,47 +126,4 @@ func (c xdsCollector) Collect(ch chan<- prometheus.Metric) {
 	send(xdsMessages, c.stats.Messages)
 	send(xdsBytes, c.stats.Bytes)
 	send(xdsTerminations, c.stats.Terminations)
-}
-
-const openMetrics = "application/openmetrics-text"
-
-// Handler serves the metrics as OpenMetrics text, whatever the client accepts;
-// only the content type follows it (spec §8.1).
-func (m *Metrics) Handler() http.Handler {
-	inner := promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{EnableOpenMetrics: true, Registry: nil})
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		contentType := "text/plain; charset=utf-8"
-		for _, accept := range r.Header.Values("Accept") {
-			if strings.Contains(accept, openMetrics) {
-				contentType = openMetrics + ";charset=utf-8;version=1.0.0"
-			}
-		}
-		r = r.Clone(r.Context())
-		r.Header.Set("Accept", openMetrics+";version=1.0.0")
-		inner.ServeHTTP(&typedWriter{ResponseWriter: w, contentType: contentType}, r)
-	})
-}
-
-// typedWriter replaces the content type of a successful response.
-type typedWriter struct {
-	http.ResponseWriter
-	contentType string
-	started     bool
-}
-
-// WriteHeader implements http.ResponseWriter.
-func (w *typedWriter) WriteHeader(status int) {
-	if status == http.StatusOK && !w.started {
-		w.Header().Set("Content-Type", w.contentType)
-	}
-	w.started = true
-	w.ResponseWriter.WriteHeader(status)
-}
-
-// Write implements http.ResponseWriter.
-func (w *typedWriter) Write(b []byte) (int, error) {
-	if !w.started {
-		w.WriteHeader(http.StatusOK)
-	}
-	return w.ResponseWriter.Write(b)
 }

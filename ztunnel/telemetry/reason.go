@@ -17,7 +17,8 @@ const (
 	UnknownDestination  // the authority's service, port or address is not known
 	NoHealthyEndpoint   // the service has no endpoint that may be used
 	WaypointUnavailable // a waypoint must be passed and cannot be reached
-	NotSupported        // such as another network
+	GatewayUnavailable  // the gateway to another network cannot be reached
+	NotSupported        // by this version
 
 	// Policy.
 	PolicyDenied  // by a policy, or no ALLOW policy matched
@@ -28,14 +29,20 @@ const (
 	// Connecting.
 	IdentityUnavailable // no certificate
 	ConnectFailed
-	ConnectTimeout // maybe a NetworkPolicy blocks port 15008
+	ConnectTimeout   // maybe a NetworkPolicy blocks port 15008
+	HandshakeTimeout // the peer did not finish the TLS handshake
 	TLSFailure
+	CertRevoked   // the peer's certificate is on a revocation list, now or since it was verified
 	TunnelFailure // HTTP/2
+	ReplyTimeout  // the CONNECT was not answered
 	PeerRefused   // the CONNECT was answered with another status than 200; the peer's line says why
 
 	// After both ends were joined.
-	Broken   // reading or writing failed
-	Shutdown // the pod or the process ended
+	Broken      // reading or writing failed
+	PeerTimeout // the peer's host does not acknowledge any more
+	Shutdown    // the pod or the process ended
+
+	reasons // how many there are
 )
 
 type reasonText struct{ name, flag string }
@@ -50,6 +57,7 @@ var reasonTexts = [...]reasonText{
 	UnknownDestination:  {"unknown-destination", "CONNECT"},
 	NoHealthyEndpoint:   {"no-healthy-upstream", "CONNECT"},
 	WaypointUnavailable: {"waypoint-unavailable", "CONNECT"},
+	GatewayUnavailable:  {"gateway-unavailable", "CONNECT"},
 	NotSupported:        {"not-supported", "CONNECT"},
 	PolicyDenied:        {"policy-denied", "DENY"},
 	PolicyMissing:       {"policy-missing", "DENY"},
@@ -58,10 +66,14 @@ var reasonTexts = [...]reasonText{
 	IdentityUnavailable: {"identity-unavailable", "IDENTITY_ERROR"},
 	ConnectFailed:       {"connect-failed", "CONNECT"},
 	ConnectTimeout:      {"connect-timeout", "NETWORK_POLICY"},
+	HandshakeTimeout:    {"handshake-timeout", "CONNECT"},
 	TLSFailure:          {"tls-failure", "TLS_FAILURE"},
 	TunnelFailure:       {"tunnel-failure", "H2_HANDSHAKE_FAILURE"},
+	CertRevoked:         {"cert-revoked", "CERT_REVOKED"},
+	ReplyTimeout:        {"reply-timeout", "CONNECT"},
 	PeerRefused:         {"refused-by-peer", "CONNECT"},
 	Broken:              {"broken", "CONNECT"},
+	PeerTimeout:         {"peer-timeout", "CONNECT"},
 	Shutdown:            {"shutdown", "CONNECT"},
 }
 
@@ -76,6 +88,23 @@ func (r Reason) Flag() string { return reasonTexts[r].flag }
 type Refusal struct {
 	Reason Reason
 	Err    error // the detail; may be nil
+	// Policy says which policies decided; nil when none did.
+	Policy *PolicyRef
+}
+
+// PolicyRef is the part of policies in a refusal.
+type PolicyRef struct {
+	Policy  string       `json:"policy,omitempty"`  // "namespace/name" of the one that refused
+	Rule    int          `json:"rule"`              // that matched, of Policy
+	Closest []NearPolicy `json:"closest,omitempty"` // when no ALLOW policy matched
+	Missing []string     `json:"missing,omitempty"` // named by the workload and not here
+}
+
+// NearPolicy is an ALLOW policy that nearly matched.
+type NearPolicy struct {
+	Policy string `json:"policy"`
+	Rule   int    `json:"rule"`  // -1: it has none
+	Unmet  string `json:"unmet"` // what of the connection would have to be different
 }
 
 // Error returns "reason: detail".

@@ -2,10 +2,13 @@ package telemetry
 
 import (
 	"bytes"
+	"compress/gzip"
+	"compress/zlib"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http/httptest"
 	"net/netip"
@@ -33,6 +36,8 @@ func TestAccessLine(t *testing.T) {
 	failed.Err = &Refusal{Reason: PolicyDenied, Err: errors.New(`denied "here"`)}
 	early := full
 	early.Early, early.Err = true, &Refusal{Reason: WaypointUnavailable}
+	opened := full
+	opened.Opened = true
 	hostname := full
 	hostname.DstHBONEAddr = "cart.shop:80"
 	sparse := AccessLine{Time: full.Time, SrcAddr: full.SrcAddr, DstAddr: full.DstAddr}
@@ -49,6 +54,7 @@ func TestAccessLine(t *testing.T) {
 		{"text", full, Text, head + "info\taccess\tconnection complete\t" + src + dst + "dst.hbone_addr=10.1.2.9:9080 " + rest},
 		{"failed", failed, Text, head + "error\taccess\tconnection complete\t" + src + dst + "dst.hbone_addr=10.1.2.9:9080 " + rest + ` error="policy-denied: denied \"here\""`},
 		{"early", early, Text, head + "warn\taccess\tconnection failed\tsrc.addr=10.1.0.7:51422 " + dst + `direction="outbound" error="waypoint-unavailable"`},
+		{"opened", opened, Text, head + "debug\taccess\tconnection opened\t" + src + dst + "dst.hbone_addr=10.1.2.9:9080 " + strings.Split(rest, " bytes_sent")[0]},
 		{"authority is a hostname", hostname, Text, head + "info\taccess\tconnection complete\t" + src + dst + `dst.hbone_addr="cart.shop:80" ` + rest},
 		{"unknown fields are left out", sparse, Text, head + "info\taccess\tconnection complete\tsrc.addr=10.1.0.7:51422 " + dst + `direction="inbound" bytes_sent=0 bytes_recv=0 duration="0ms"`},
 		{"json", full, JSON, `{"level":"info","time":"2026-09-03T10:11:12.345678Z","scope":"access","message":"connection complete","src.addr":"10.1.0.7:51422",` +
@@ -197,13 +203,77 @@ func TestExposition(t *testing.T) {
 }
 
 func TestReasonsAreComplete(t *testing.T) {
-	if len(reasonTexts) != int(Shutdown)+1 {
-		t.Fatalf("%d texts for %d reasons", len(reasonTexts), Shutdown+1)
+	if len(reasonTexts) != int(reasons) {
+		t.Fatalf("%d texts for %d reasons", len(reasonTexts), reasons)
 	}
-	for r := OK + 1; r <= Shutdown; r++ {
+	for r := OK + 1; r < reasons; r++ {
 		if r.String() == "" || r.Flag() == "" || r.Flag() == "-" {
 			t.Errorf("reason %d: %q, flag %q", r, r, r.Flag())
 		}
+	}
+}
+
+func TestFailuresAreCountedByReason(t *testing.T) {
+	m := NewMetrics("")
+	m.Failed(Inbound, PolicyMissing)
+	m.Failed(Outbound, OK)
+	text := scrape(m, "")
+	for _, want := range []string{
+		`ambit_tcp_connections_failed_total{reason="policy-missing",reporter="destination"} 1.0`,
+		`ambit_tcp_connections_failed_total{reason="policy-missing",reporter="source"} 0.0`,
+		`istio_crl_policy_rejections_total{reporter="source"} 0.0`, "tokio_num_workers ", "tokio_num_alive_tasks ", "tokio_global_queue_depth ",
+	} {
+		if !strings.Contains(text, want) {
+			t.Errorf("exposition lacks %q", want)
+		}
+	}
+}
+
+func TestExpositionIsCompressed(t *testing.T) {
+	m := NewMetrics("")
+	for encoding, open := range map[string]func(io.Reader) (io.Reader, error){
+		"gzip":    func(r io.Reader) (io.Reader, error) { return gzip.NewReader(r) },
+		"deflate": func(r io.Reader) (io.Reader, error) { return zlib.NewReader(r) },
+		"":        func(r io.Reader) (io.Reader, error) { return r, nil },
+	} {
+		r := httptest.NewRequest("GET", "/metrics", nil)
+		r.Header.Set("Accept-Encoding", encoding)
+		if encoding == "" {
+			r.Header.Set("Accept-Encoding", "deflate;q=0, br")
+		}
+		w := httptest.NewRecorder()
+		m.Handler().ServeHTTP(w, r)
+		if got := w.Header().Get("Content-Encoding"); got != encoding {
+			t.Errorf("encoding %q, want %q", got, encoding)
+		}
+		body, err := open(w.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, err := io.ReadAll(body)
+		if err != nil || !strings.HasSuffix(string(text), "# EOF\n") {
+			t.Errorf("%q: %d bytes, %v", encoding, len(text), err)
+		}
+	}
+}
+
+func TestRefusalsAreRemembered(t *testing.T) {
+	var r Refusals
+	l := fullLine()
+	r.Add(&l) // it ended well
+	for i := range 40 {
+		l.Err = &Refusal{Reason: PolicyDenied, Err: fmt.Errorf("%d", i), Policy: &PolicyRef{Policy: "ns/p", Rule: 2}}
+		r.Add(&l)
+	}
+	got := r.List()
+	if len(got) != 32 || got[0].Detail != "8" || got[31].Detail != "39" {
+		t.Fatalf("%d remembered: %+v", len(got), got)
+	}
+	text, err := json.Marshal(got[31])
+	want := `{"time":"2026-09-03T10:11:12.345678Z","direction":"outbound","src":"10.1.0.7:51422","srcIdentity":"spiffe://cluster.local/ns/web/sa/frontend",` +
+		`"dst":"10.1.2.9:15008","authority":"10.1.2.9:9080","service":"cart.shop.svc.cluster.local","reason":"policy-denied","detail":"39","policy":{"policy":"ns/p","rule":2}}`
+	if err != nil || string(text) != want {
+		t.Errorf("got  %s\nwant %s", text, want)
 	}
 }
 

@@ -38,6 +38,7 @@ type seriesKey struct {
 // series is what is counted for one set of labels.
 type series struct {
 	opened, closed, failed, received, sent atomic.Uint64
+	key                                    Labels
 	labels                                 []*dto.LabelPair
 }
 
@@ -58,8 +59,7 @@ func NewTraffic() *Traffic {
 // Connection reports one connection from Open to Close.
 type Connection struct {
 	traffic *Traffic
-	labels  Labels
-	series  *series
+	series  *series // with its labels, which are large, for all connections that have them
 	bytes   func() (received, sent uint64)
 
 	mu             sync.Mutex
@@ -69,7 +69,7 @@ type Connection struct {
 // Open counts a connection as opened. bytes returns how much has gone from
 // client to server ("received") and back ("sent"), whoever reports.
 func (t *Traffic) Open(l Labels, bytes func() (received, sent uint64)) *Connection {
-	c := &Connection{traffic: t, labels: l, series: t.get(seriesKey{l, OK.Flag()}), bytes: bytes}
+	c := &Connection{traffic: t, series: t.get(seriesKey{l, OK.Flag()}), bytes: bytes}
 	c.series.opened.Add(1)
 	t.mu.Lock()
 	t.live[c] = struct{}{}
@@ -86,7 +86,7 @@ func (c *Connection) Close(r Reason) {
 	c.flush()
 	s := c.series
 	if r != OK {
-		s = t.get(seriesKey{c.labels, r.Flag()})
+		s = t.get(seriesKey{s.key, r.Flag()})
 		s.failed.Add(1)
 	}
 	s.closed.Add(1)
@@ -122,7 +122,7 @@ func (t *Traffic) get(k seriesKey) *series {
 		k.Labels = Labels{Direction: k.Direction, MutualTLS: k.MutualTLS}
 	}
 	if s = t.series[k]; s == nil {
-		s = &series{labels: k.pairs()}
+		s = &series{key: k.Labels, labels: k.pairs()}
 		t.series[k] = s
 	}
 	return s

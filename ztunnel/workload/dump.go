@@ -83,7 +83,7 @@ func (s *Snapshot) Dump() Dump {
 	}
 	slices.SortFunc(d.Workloads, func(a, b *Workload) int { return cmp.Compare(a.UID, b.UID) })
 	for _, svc := range s.services.all() {
-		d.Services = append(d.Services, svc.dump(s.endpoints.at(svc.Key)))
+		d.Services = append(d.Services, svc.dump(s.endpoints.at(svc.Key).all))
 	}
 	slices.SortFunc(d.Services, func(a, b ServiceDump) int {
 		return cmp.Or(cmp.Compare(a.Hostname, b.Hostname), cmp.Compare(a.Namespace, b.Namespace))
@@ -94,7 +94,7 @@ func (s *Snapshot) Dump() Dump {
 	slices.SortFunc(d.Policies, func(a, b *rbac.Policy) int { return cmp.Compare(a.Key(), b.Key()) })
 	for key, endpoints := range s.endpoints.all() {
 		if s.services.at(key) == nil {
-			d.StagedServices[key.String()] = dumpEndpoints(endpoints, true)
+			d.StagedServices[key.String()] = dumpEndpoints(endpoints.all, true)
 		}
 	}
 	return d

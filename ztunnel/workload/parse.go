@@ -16,14 +16,14 @@ import (
 
 // unmarshal reads the bytes of an istio.workload.Address; exactly one of the
 // results is set.
-func unmarshal(data []byte) (*Workload, *Service, error) {
+func unmarshal(data []byte, shared *sharing) (*Workload, *Service, error) {
 	var a api.Address
 	if err := proto.Unmarshal(data, &a); err != nil {
 		return nil, nil, err
 	}
 	switch t := a.GetType().(type) {
 	case *api.Address_Workload:
-		w, err := parseWorkload(t.Workload)
+		w, err := parseWorkload(t.Workload, shared)
 		return w, nil, err
 	case *api.Address_Service:
 		s, err := parseService(t.Service)
@@ -32,7 +32,7 @@ func unmarshal(data []byte) (*Workload, *Service, error) {
 	return nil, nil, errors.New("address is neither workload nor service")
 }
 
-func parseWorkload(m *api.Workload) (*Workload, error) {
+func parseWorkload(m *api.Workload, shared *sharing) (*Workload, error) {
 	w := &Workload{
 		UID: m.GetUid(), Name: m.GetName(), Namespace: m.GetNamespace(), Network: m.GetNetwork(), Hostname: m.GetHostname(),
 		NativeTunnel: m.GetNativeTunnel(), Node: m.GetNode(), CanonicalName: m.GetCanonicalName(), CanonicalRevision: m.GetCanonicalRevision(),
@@ -47,9 +47,12 @@ func parseWorkload(m *api.Workload) (*Workload, error) {
 		w.Capacity = c.GetValue()
 	}
 	var err error
-	if w.Identity, err = spiffe.New(cmp.Or(m.GetTrustDomain(), mesh.DefaultTrustDomain), w.Namespace, cmp.Or(m.GetServiceAccount(), "default")); err != nil {
+	trustDomain, account := cmp.Or(m.GetTrustDomain(), mesh.DefaultTrustDomain), cmp.Or(m.GetServiceAccount(), "default")
+	w.Namespace = shared.text(w.Namespace)
+	if w.Identity, err = spiffe.New(shared.text(trustDomain), w.Namespace, shared.text(account)); err != nil {
 		return nil, err
 	}
+	w.Addresses = make([]netip.Addr, 0, len(m.GetAddresses()))
 	for _, raw := range m.GetAddresses() {
 		ip, ok := netip.AddrFromSlice(raw)
 		if !ok {
@@ -69,6 +72,7 @@ func parseWorkload(m *api.Workload) (*Workload, error) {
 	if w.NetworkGateway, err = parseGateway(m.GetNetworkGateway()); err != nil {
 		return nil, fmt.Errorf("network gateway: %w", err)
 	}
+	shared.share(w)
 	return w, nil
 }
 
@@ -248,21 +252,36 @@ func parseService(m *api.Service) (*Service, error) {
 	return s, nil
 }
 
+// parseAddresses reads virtual addresses. One that is given twice counts once.
 func (s *Service) parseAddresses(in []*api.NetworkAddress) error {
+	seen := make(map[NetworkPrefix]bool, len(in))
 	for _, a := range in {
 		ip, ok := netip.AddrFromSlice(a.GetAddress())
 		if !ok {
 			return fmt.Errorf("virtual address of %d bytes", len(a.GetAddress()))
 		}
-		ip = ip.Unmap()
-		if a.Length == nil || a.GetLength() == uint32(ip.BitLen()) {
-			s.VIPs = append(s.VIPs, NetworkAddress{a.GetNetwork(), ip})
-			continue
+		bits := uint32(ip.BitLen())
+		if a.Length != nil {
+			bits = a.GetLength()
 		}
-		if a.GetLength() > uint32(ip.BitLen()) {
-			return fmt.Errorf("virtual address %s: prefix of %d bits is too long", ip, a.GetLength())
+		if mapped := ip.Unmap(); mapped != ip {
+			ip = mapped
+			if bits >= 96 { // of the 128 of the form it came in
+				bits -= 96
+			}
 		}
-		s.CIDRs = append(s.CIDRs, NetworkPrefix{a.GetNetwork(), netip.PrefixFrom(ip, int(a.GetLength())).Masked()})
+		if bits > uint32(ip.BitLen()) {
+			return fmt.Errorf("virtual address %s: prefix of %d bits is too long", ip, bits)
+		}
+		c := NetworkPrefix{a.GetNetwork(), netip.PrefixFrom(ip, int(bits)).Masked()}
+		switch {
+		case seen[c]:
+		case c.Prefix.IsSingleIP():
+			s.VIPs = append(s.VIPs, NetworkAddress{c.Network, ip})
+		default:
+			s.CIDRs = append(s.CIDRs, c)
+		}
+		seen[c] = true
 	}
 	return nil
 }

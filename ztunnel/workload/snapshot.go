@@ -13,32 +13,28 @@ import (
 // Snapshot is one consistent version of everything that istiod told us.
 // Immutable; the zero Snapshot knows nothing.
 type Snapshot struct {
-	node          string
+	node, cluster string
 	policyVersion uint64
 
 	workloads index[string, *Workload]           // by uid
 	addresses index[NetworkAddress, []*Workload] // best first
 	hostnames index[ServiceKey, []*Workload]     // workloads known by hostname
 	local     index[Info, []*Workload]           // on our node
-	endpoints index[ServiceKey, []Endpoint]      // by uid; of services not known yet, too
+	endpoints index[ServiceKey, endpointList]    // of services not known yet, too
 
 	services index[ServiceKey, *Service]
 	byHost   index[string, []*Service]         // in order of arrival
 	vips     index[NetworkAddress, []*Service] // in order of arrival
-	cidrs    index[string, []cidrVIP]          // by network
+	ranges   index[NetworkPrefix, []*Service]  // in order of arrival
+	lengths  index[string, *rangeLengths]      // of ranges, by network
 
 	policies   index[string, *rbac.Policy] // by "namespace/name"
-	namespaced index[string, []*rbac.Policy]
-	global     []*rbac.Policy
+	namespaced index[string, *rbac.Set]    // those of scope NAMESPACE
+	global     *rbac.Set
 }
 
 // Info is how the node agent names a pod.
 type Info struct{ Name, Namespace, ServiceAccount string }
-
-type cidrVIP struct {
-	prefix  netip.Prefix
-	service *Service
-}
 
 // PolicyVersion changes when any policy does.
 func (s *Snapshot) PolicyVersion() uint64 { return s.policyVersion }
@@ -113,52 +109,49 @@ func (s *Snapshot) ServiceByVIP(network string, ip netip.Addr, namespace string)
 	if svc := prefer(s.vips.at(NetworkAddress{network, ip}), namespace); svc != nil {
 		return svc
 	}
-	var best cidrVIP
-	for _, c := range s.cidrs.at(network) {
-		if c.prefix.Contains(ip) && c.service.visible(namespace) && (best.service == nil || c.better(best, namespace)) {
-			best = c
+	var best *Service
+	for prefix := range s.rangesAround(network, ip) {
+		svc := prefer(s.ranges.at(prefix), namespace)
+		if svc != nil && svc.Key.Namespace == namespace {
+			return svc // a shorter range of the client's own namespace comes before a longer one of another
+		}
+		if best == nil {
+			best = svc
 		}
 	}
-	return best.service
-}
-
-// better orders ranges: own namespace, longer prefix, canonical; the one that
-// came first wins a tie.
-func (c cidrVIP) better(o cidrVIP, namespace string) bool {
-	if a, b := c.service.Key.Namespace == namespace, o.service.Key.Namespace == namespace; a != b {
-		return a
-	}
-	if a, b := c.prefix.Bits(), o.prefix.Bits(); a != b {
-		return a > b
-	}
-	return c.service.Canonical && !o.service.Canonical
+	return best
 }
 
 // ServicesAt returns every service at an address, seen by the client or not, in
-// order of arrival; ranges only when no service has the exact address. Read only.
+// order of arrival; ranges, the longest first, only when no service has the
+// exact address. Read only.
 func (s *Snapshot) ServicesAt(network string, ip netip.Addr) []*Service {
 	if exact := s.vips.at(NetworkAddress{network, ip}); len(exact) > 0 {
 		return exact
 	}
 	var out []*Service
-	for _, c := range s.cidrs.at(network) {
-		if c.prefix.Contains(ip) {
-			out = append(out, c.service)
-		}
+	for prefix := range s.rangesAround(network, ip) {
+		out = append(out, s.ranges.at(prefix)...)
 	}
 	return out
 }
 
 func (s *Service) visible(namespace string) bool { return !s.Private || s.Key.Namespace == namespace }
 
+// prefer returns the candidate that a client in namespace means: of its own
+// namespace, else canonical, else the first.
 func prefer(candidates []*Service, namespace string) *Service {
 	var best *Service
 	for _, c := range candidates {
 		switch {
 		case !c.visible(namespace):
-		case c.Key.Namespace == namespace:
-			return c
-		case best == nil || (c.Canonical && !best.Canonical):
+		case best == nil:
+			best = c
+		case (c.Key.Namespace == namespace) != (best.Key.Namespace == namespace):
+			if c.Key.Namespace == namespace {
+				best = c
+			}
+		case c.Canonical && !best.Canonical:
 			best = c
 		}
 	}
@@ -168,11 +161,18 @@ func prefer(candidates []*Service, namespace string) *Service {
 // Endpoints returns the endpoints of a service, healthy or not, sorted by
 // workload uid. Read only. Which of them may be used is package plan's
 // decision, so that a changed health policy takes effect at once.
-func (s *Snapshot) Endpoints(key ServiceKey) []Endpoint { return s.endpoints.at(key) }
+func (s *Snapshot) Endpoints(key ServiceKey) []Endpoint { return s.endpoints.at(key).all }
+
+// Heaviest returns a capacity that no endpoint of a service exceeds.
+func (s *Snapshot) Heaviest(key ServiceKey) uint32 { return s.endpoints.at(key).heaviest }
+
+// Memo returns the place beside the endpoints of a service for what is derived
+// from them; nil where there are so few that it is not worth it.
+func (s *Snapshot) Memo(key ServiceKey) *Memo { return s.endpoints.at(key).memo }
 
 // Endpoint returns one workload's part in a service.
 func (s *Snapshot) Endpoint(key ServiceKey, uid string) (Endpoint, bool) {
-	all := s.endpoints.at(key)
+	all := s.endpoints.at(key).all
 	i, ok := slices.BinarySearchFunc(all, uid, func(e Endpoint, uid string) int { return cmp.Compare(e.Workload.UID, uid) })
 	if !ok {
 		return Endpoint{}, false
@@ -182,28 +182,19 @@ func (s *Snapshot) Endpoint(key ServiceKey, uid string) (Endpoint, bool) {
 
 // PoliciesFor returns the policies that apply to connections to a workload, and
 // the names of those that the workload refers to and we do not have (yet): with
-// any missing, an "allowed" is not to be trusted. Read only.
-func (s *Snapshot) PoliciesFor(w *Workload) (policies []*rbac.Policy, missing []string) {
-	own := s.namespaced.at(w.Namespace)
-	switch {
-	case len(own) == 0:
-		policies = s.global
-	case len(s.global) == 0:
-		policies = own
-	default:
-		policies = append(slices.Clone(s.global), own...)
-	}
-	if len(w.Policies) == 0 {
-		return policies, nil
-	}
-	policies = slices.Clip(policies)
+// any missing, an "allowed" is not to be trusted. Whether a later version would
+// judge otherwise, its policies say: rbac.Policies.Same.
+func (s *Snapshot) PoliciesFor(w *Workload) (policies rbac.Policies, missing []string) {
+	policies = rbac.Policies{Global: s.global, Namespace: s.namespaced.at(w.Namespace)}
 	for _, name := range w.Policies {
 		p := s.policies.at(name)
 		switch {
 		case p == nil:
 			missing = append(missing, name)
-		case !slices.Contains(policies, p):
-			policies = append(policies, p)
+		case p.Scope == rbac.ScopeGlobal, p.Scope == rbac.ScopeNamespace && p.Namespace == w.Namespace:
+			// it applies anyway
+		default:
+			policies.Name(p)
 		}
 	}
 	return policies, missing

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -24,13 +23,15 @@ type Store struct {
 	// aliases maps a resource name to what it stood for, where the two differ: an
 	// on-demand resource may be named by the address that was asked for.
 	aliases map[string]string
+
+	shared sharing // by the workloads of all versions
 }
 
-// NewStore returns an empty store. Workloads of node are local; with an empty
-// node all are.
-func NewStore(node string) *Store {
+// NewStore returns an empty store. Workloads of node in cluster are local; with
+// an empty node all are, with an empty cluster those of any.
+func NewStore(node, cluster string) *Store {
 	s := &Store{aliases: map[string]string{}}
-	s.snapshot.Store(&Snapshot{node: node})
+	s.snapshot.Store(&Snapshot{node: node, cluster: cluster})
 	c := make(chan struct{})
 	s.changed.Store(&c)
 	return s
@@ -76,14 +77,17 @@ func (s *Store) ApplyAddresses(resources []*discoveryv3.Resource, removed []stri
 	}
 	var good []parsed
 	rejected := map[string]error{}
+	s.shared.mu.Lock()
+	s.shared.trim(s.Snapshot())
 	for _, r := range resources {
-		w, svc, err := unmarshal(r.GetResource().GetValue())
+		w, svc, err := unmarshal(r.GetResource().GetValue(), &s.shared)
 		if err != nil {
 			rejected[r.GetName()] = err
 			continue
 		}
 		good = append(good, parsed{r.GetName(), w, svc})
 	}
+	s.shared.mu.Unlock()
 
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -184,10 +188,12 @@ type update struct {
 	// endpoints collects changes, so that each service is rebuilt once; nil is a
 	// removal.
 	endpoints map[ServiceKey]map[string]*Endpoint
+	// policies does the same by scope.
+	policies map[policyScope]*policyChange
 }
 
 func newUpdate(from *Snapshot) *update {
-	return &update{s: *from, b: &batch{}, endpoints: map[ServiceKey]map[string]*Endpoint{}}
+	return &update{s: *from, b: &batch{}, endpoints: map[ServiceKey]map[string]*Endpoint{}, policies: map[policyScope]*policyChange{}}
 }
 
 // remove drops a workload by uid or a service by "namespace/hostname". Unknown
@@ -243,7 +249,9 @@ func (u *update) removeWorkload(w *Workload) {
 	}
 }
 
-func (s *Snapshot) isLocal(w *Workload) bool { return s.node == "" || w.Node == s.node }
+func (s *Snapshot) isLocal(w *Workload) bool {
+	return s.node == "" || (w.Node == s.node && (s.cluster == "" || w.ClusterID == s.cluster))
+}
 
 // insert adds a workload to a list, best first: pods, then HBONE, then by uid.
 func insert[K comparable](b *batch, m *index[K, []*Workload], key K, w *Workload) {
@@ -279,44 +287,4 @@ func drop[K comparable, T comparable](b *batch, m *index[K, []T], key K, v T) {
 	default:
 		m.set(b, key, slices.Concat(list[:i], list[i+1:]))
 	}
-}
-
-func (u *update) stage(key ServiceKey, uid string, e *Endpoint) {
-	changes := u.endpoints[key]
-	if changes == nil {
-		changes = map[string]*Endpoint{}
-		u.endpoints[key] = changes
-	}
-	changes[uid] = e
-}
-
-// finish merges the endpoint changes and returns the new version.
-func (u *update) finish() *Snapshot {
-	for key, changes := range u.endpoints {
-		list := merge(u.s.endpoints.at(key), changes)
-		if len(list) == 0 {
-			u.s.endpoints.remove(u.b, key)
-			continue
-		}
-		u.s.endpoints.set(u.b, key, list)
-	}
-	s := u.s
-	return &s
-}
-
-// merge returns a sorted list with changes applied. What lies between two
-// changes is copied as a whole.
-func merge(old []Endpoint, changes map[string]*Endpoint) []Endpoint {
-	list := make([]Endpoint, 0, len(old)+len(changes))
-	for _, uid := range slices.Sorted(maps.Keys(changes)) {
-		i, found := slices.BinarySearchFunc(old, uid, func(e Endpoint, uid string) int { return cmp.Compare(e.Workload.UID, uid) })
-		list, old = append(list, old[:i]...), old[i:]
-		if found {
-			old = old[1:]
-		}
-		if e := changes[uid]; e != nil {
-			list = append(list, *e)
-		}
-	}
-	return append(list, old...)
 }

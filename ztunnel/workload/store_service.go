@@ -1,11 +1,6 @@
 package workload
 
-import (
-	"cmp"
-	"slices"
-
-	"github.com/ambit-mesh/ambit/ztunnel/rbac"
-)
+import "slices"
 
 // setService adds a service or puts it where its predecessor was, so that an
 // update does not change which of several services came first.
@@ -22,11 +17,14 @@ func (u *update) setService(svc *Service) {
 				drop(u.b, &u.s.vips, vip, old)
 			}
 		}
-		u.dropRanges(old)
+		for _, c := range old.CIDRs {
+			if !slices.Contains(svc.CIDRs, c) {
+				u.dropRange(c, old)
+			}
+		}
 	}
 	for _, c := range svc.CIDRs {
-		list := u.s.cidrs.at(c.Network)
-		u.s.cidrs.set(u.b, c.Network, append(slices.Clone(list), cidrVIP{c.Prefix, svc}))
+		u.setRange(c, old, svc)
 	}
 }
 
@@ -47,48 +45,7 @@ func (u *update) removeService(svc *Service) {
 	for _, vip := range svc.VIPs {
 		drop(u.b, &u.s.vips, vip, svc)
 	}
-	u.dropRanges(svc)
-}
-
-func (u *update) dropRanges(svc *Service) {
 	for _, c := range svc.CIDRs {
-		list := slices.DeleteFunc(slices.Clone(u.s.cidrs.at(c.Network)), func(v cidrVIP) bool { return v.service == svc })
-		if len(list) == 0 {
-			u.s.cidrs.remove(u.b, c.Network)
-			continue
-		}
-		u.s.cidrs.set(u.b, c.Network, list)
-	}
-}
-
-func (u *update) setPolicy(p *rbac.Policy) {
-	u.removePolicy(p.Key()) // its scope may have been another
-	u.s.policies.set(u.b, p.Key(), p)
-	switch p.Scope {
-	case rbac.ScopeGlobal:
-		u.s.global = insertPolicy(u.s.global, p)
-	case rbac.ScopeNamespace:
-		u.s.namespaced.set(u.b, p.Namespace, insertPolicy(u.s.namespaced.at(p.Namespace), p))
-	case rbac.ScopeSelector:
-	}
-}
-
-func insertPolicy(list []*rbac.Policy, p *rbac.Policy) []*rbac.Policy {
-	i, _ := slices.BinarySearchFunc(list, p, func(a, b *rbac.Policy) int { return cmp.Compare(a.Key(), b.Key()) })
-	return slices.Insert(slices.Clone(list), i, p)
-}
-
-func (u *update) removePolicy(key string) {
-	p := u.s.policies.at(key)
-	if p == nil {
-		return
-	}
-	u.s.policies.remove(u.b, key)
-	switch p.Scope {
-	case rbac.ScopeGlobal:
-		u.s.global = slices.DeleteFunc(slices.Clone(u.s.global), func(o *rbac.Policy) bool { return o == p })
-	case rbac.ScopeNamespace:
-		drop(u.b, &u.s.namespaced, p.Namespace, p)
-	case rbac.ScopeSelector:
+		u.dropRange(c, svc)
 	}
 }

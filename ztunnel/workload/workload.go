@@ -45,6 +45,8 @@ type Workload struct {
 	Protocol        Protocol
 	NativeTunnel    bool // terminates HBONE itself
 	HostNetwork     bool // shares the node's address: never found by IP
+	Healthy         bool
+	Capacity        uint32 // relative weight; 0 means never chosen
 	Identity        spiffe.ID
 	Waypoint        *Gateway // for connections to the workload's own address
 	NetworkGateway  *Gateway // how to reach it from another network
@@ -55,8 +57,6 @@ type Workload struct {
 	ClusterID                        string
 	Locality                         Locality
 
-	Healthy  bool
-	Capacity uint32 // relative weight; 0 means never chosen
 	// Policies names every policy that applies beyond those of its namespace and
 	// the global ones, as "namespace/name".
 	Policies []string
@@ -64,6 +64,16 @@ type Workload struct {
 	Services []Membership
 	// AppTunnel is set when the workload wants tunnels delivered in its own way.
 	AppTunnel *AppTunnel
+
+	self *[1]spiffe.ID // Identity, shared by all that have it
+}
+
+// Self returns the workload's identity as a list. Read only.
+func (w *Workload) Self() []spiffe.ID {
+	if w.self == nil {
+		return []spiffe.ID{w.Identity}
+	}
+	return w.self[:]
 }
 
 // Locality is where a workload runs.

@@ -3,7 +3,6 @@ package workload_test
 import (
 	"context"
 	"encoding/json"
-	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -105,7 +104,7 @@ func TestRejectedResourcesKeepTheirPreviousValue(t *testing.T) {
 		{"weighted waypoint", service("ns", "s", "", func(s *api.Service) { s.WeightedWaypoints = []*api.WeightedWaypoint{{}} }), "weighted waypoint 0: no destination"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			store := workload.NewStore("")
+			store := workload.NewStore("", "")
 			workloadtest.Apply(t, store, pod("a", "10.0.0.1"), service("ns", "s", "10.96.0.1"))
 			r := workloadtest.Resource(t, tc.m)
 			good := workloadtest.Resource(t, pod("b", "10.0.0.2"))
@@ -124,7 +123,7 @@ func TestRejectedResourcesKeepTheirPreviousValue(t *testing.T) {
 	}
 	for name, data := range map[string][]byte{"undecodable": {0xff}, "empty": nil} {
 		r := &discoveryv3.Resource{Name: "x", Resource: &anypb.Any{Value: data}}
-		if got := workload.NewStore("").ApplyAddresses([]*discoveryv3.Resource{r}, nil); got["x"] == nil {
+		if got := workload.NewStore("", "").ApplyAddresses([]*discoveryv3.Resource{r}, nil); got["x"] == nil {
 			t.Errorf("%s bytes are accepted", name)
 		}
 	}
@@ -145,7 +144,7 @@ func TestOverlappingAddresses(t *testing.T) {
 	ip := netip.MustParseAddr("10.0.0.1")
 	entry := pod("entry", "10.0.0.1", func(w *api.Workload) { w.Uid = "c/networking.istio.io/WorkloadEntry/ns/entry" })
 	plain := pod("plain", "10.0.0.1", func(w *api.Workload) { w.TunnelProtocol = api.TunnelProtocol_NONE })
-	store := workload.NewStore("")
+	store := workload.NewStore("", "")
 	for _, step := range []struct {
 		add    proto.Message
 		remove string
@@ -178,7 +177,7 @@ func TestOverlappingAddresses(t *testing.T) {
 }
 
 func TestEndpointsAreStagedAndFollowTheirService(t *testing.T) {
-	store := workload.NewStore("")
+	store := workload.NewStore("", "")
 	workloadtest.Apply(t, store, pod("b", "10.0.0.2", in("ns/s.example")), pod("a", "10.0.0.1", in("ns/s.example", "ns/t.example")))
 	if d := store.Snapshot().Dump(); len(d.StagedServices["ns/s.example"]) != 2 || len(d.StagedServices["ns/t.example"]) != 1 {
 		t.Errorf("staged %v", d.StagedServices)
@@ -257,7 +256,7 @@ func TestByHostname(t *testing.T) {
 }
 
 func TestLocalWorkloads(t *testing.T) {
-	store := workload.NewStore("n1")
+	store := workload.NewStore("n1", "")
 	workloadtest.Apply(t, store, pod("a", "10.0.0.1"), pod("b", "10.0.0.2", func(w *api.Workload) { w.Node = "n2" }),
 		pod("c", "10.0.0.3", func(w *api.Workload) { w.TunnelProtocol, w.ServiceAccount = api.TunnelProtocol_NONE, "other" }))
 	s := store.Snapshot()
@@ -278,7 +277,7 @@ func TestPoliciesFor(t *testing.T) {
 	auth := func(ns, name string, scope security.Scope) *security.Authorization {
 		return &security.Authorization{Namespace: ns, Name: name, Scope: scope}
 	}
-	store := workload.NewStore("")
+	store := workload.NewStore("", "")
 	workloadtest.Apply(t, store, pod("a", "10.0.0.1", func(w *api.Workload) { w.AuthorizationPolicies = []string{"ns/named", "root/late"} }),
 		auth("root", "all", security.Scope_GLOBAL), auth("ns", "here", security.Scope_NAMESPACE), auth("other", "there", security.Scope_NAMESPACE),
 		auth("ns", "named", security.Scope_WORKLOAD_SELECTOR), auth("ns", "unnamed", security.Scope_WORKLOAD_SELECTOR))
@@ -287,7 +286,7 @@ func TestPoliciesFor(t *testing.T) {
 		s := store.Snapshot()
 		policies, missing := s.PoliciesFor(s.WorkloadByInfo("a", "ns", "sa"))
 		var got []string
-		for _, p := range policies {
+		for p := range policies.All {
 			got = append(got, p.Key())
 		}
 		if g := strings.Join(got, " "); g != want || strings.Join(missing, " ") != wantMissing {
@@ -320,7 +319,7 @@ func TestUnreadablePolicyStandsInItsScope(t *testing.T) {
 	bad := func(ns, name string, scope security.Scope) *discoveryv3.Resource {
 		return workloadtest.Resource(t, &security.Authorization{Namespace: ns, Name: name, Scope: scope, Action: 9})
 	}
-	store := workload.NewStore("")
+	store := workload.NewStore("", "")
 	workloadtest.Apply(t, store, pod("a", "10.0.0.1", func(w *api.Workload) { w.AuthorizationPolicies = []string{"ns/named", "root/bytes"} }),
 		&security.Authorization{Namespace: "ns", Name: "good", Scope: security.Scope_NAMESPACE})
 	check := func(want, wantMissing string) {
@@ -328,7 +327,7 @@ func TestUnreadablePolicyStandsInItsScope(t *testing.T) {
 		s := store.Snapshot()
 		policies, missing := s.PoliciesFor(s.WorkloadByInfo("a", "ns", "sa"))
 		var got []string
-		for _, p := range policies {
+		for p := range policies.All {
 			text := p.Key()
 			if p.Invalid != "" {
 				text += "!"
@@ -349,7 +348,7 @@ func TestUnreadablePolicyStandsInItsScope(t *testing.T) {
 	if len(rejected) != 10 {
 		t.Errorf("rejected %v", rejected)
 	}
-	check("root/all! ns/bytes! ns/good ns/named! root/bytes!", "")
+	check("root/all! ns/good ns/bytes! ns/named! root/bytes!", "")
 	if store.Snapshot().PolicyVersion() == before {
 		t.Error("the version did not change")
 	}
@@ -360,7 +359,7 @@ func TestUnreadablePolicyStandsInItsScope(t *testing.T) {
 }
 
 func TestAwait(t *testing.T) {
-	store := workload.NewStore("")
+	store := workload.NewStore("", "")
 	found := make(chan error, 1)
 	go func() {
 		found <- store.Await(t.Context(), func(s *workload.Snapshot) bool { return s.Workload("c//Pod/ns/z") != nil })
@@ -379,7 +378,7 @@ func TestAwait(t *testing.T) {
 }
 
 func TestAliasNames(t *testing.T) {
-	store := workload.NewStore("")
+	store := workload.NewStore("", "")
 	named := func(name string, m proto.Message) []*discoveryv3.Resource {
 		r := workloadtest.Resource(t, m)
 		r.Name = name
@@ -397,25 +396,6 @@ func TestAliasNames(t *testing.T) {
 	}
 }
 
-func TestDump(t *testing.T) {
-	s := workloadtest.Snapshot(t,
-		pod("a", "10.0.0.1", in("ns/s.example"), func(w *api.Workload) { w.Waypoint = workloadtest.ByAddress("10.0.0.9") }),
-		service("ns", "s", "10.96.0.1", func(s *api.Service) { s.Waypoint = workloadtest.ByHostname("ns", "wp.example") }))
-	got, err := json.Marshal(s.Dump())
-	if err != nil {
-		t.Fatal(err)
-	}
-	want := `{"workloads":[{"uid":"c//Pod/ns/a","name":"a","namespace":"ns","workloadIps":["10.0.0.1"],"protocol":"HBONE","networkMode":"Standard",` +
-		`"trustDomain":"cluster.local","serviceAccount":"sa","workloadType":"deployment","node":"n1","clusterId":"Kubernetes","status":"Healthy","capacity":1,` +
-		`"services":["ns/s.example"],"waypoint":{"destination":"/10.0.0.9","hboneMtlsPort":15008}}],` +
-		`"services":[{"name":"s","namespace":"ns","hostname":"s.example","vips":["/10.96.0.1"],"ports":{"80":8080},` +
-		`"endpoints":{"c//Pod/ns/a":{"workloadUid":"c//Pod/ns/a","port":{},"status":"Healthy"}},"waypoint":{"destination":"ns/wp.example","hboneMtlsPort":15008},` +
-		`"canonical":false,"visibility":"Public"}],"policies":[],"stagedServices":{}}`
-	if string(got) != want {
-		t.Errorf("got  %s\nwant %s", got, want)
-	}
-}
-
 func FuzzAddress(f *testing.F) {
 	for _, m := range []proto.Message{pod("a", "10.0.0.1", in("ns/s.example")), service("ns", "s", "10.96.0.1", cidr("10.0.0.0", 8))} {
 		var a api.Address
@@ -429,7 +409,7 @@ func FuzzAddress(f *testing.F) {
 		f.Add(data)
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		store := workload.NewStore("")
+		store := workload.NewStore("n1", "c")
 		r := []*discoveryv3.Resource{{Name: "x", Resource: &anypb.Any{Value: data}}}
 		store.ApplyAddresses(r, nil)
 		store.ApplyAddresses(r, nil)
@@ -441,24 +421,4 @@ func FuzzAddress(f *testing.F) {
 			t.Errorf("left after removal: %+v", d)
 		}
 	})
-}
-
-// BenchmarkChangeOne is one pod's change among n, all of one service:
-// go test -bench ChangeOne ./ztunnel/workload
-func BenchmarkChangeOne(b *testing.B) {
-	for _, n := range []int{100, 10_000} {
-		b.Run(fmt.Sprint(n), func(b *testing.B) {
-			store := workload.NewStore("")
-			var all []proto.Message
-			for i := range n {
-				all = append(all, pod(fmt.Sprint(i), fmt.Sprintf("10.%d.%d.%d", i>>16, i>>8&255, i&255), in("ns/s.example")))
-			}
-			workloadtest.Apply(b, store, all...)
-			one := []*discoveryv3.Resource{workloadtest.Resource(b, all[n/2])}
-			b.ReportAllocs()
-			for b.Loop() {
-				store.ApplyAddresses(one, nil)
-			}
-		})
-	}
 }

@@ -102,6 +102,7 @@ const (
 // Stats are totals since the client was made.
 type Stats struct {
 	Connected    bool
+	Err          error             // why the latest stream has ended; nil if none has
 	Messages     map[string]uint64 // responses, by type URL
 	Bytes        map[string]uint64 // of responses, by type URL
 	Terminations map[string]uint64 // by reason
@@ -141,6 +142,7 @@ func (c *Client) Stats() Stats {
 	defer c.mu.Unlock()
 	return Stats{
 		Connected:    c.stats.Connected,
+		Err:          c.stats.Err,
 		Messages:     maps.Clone(c.stats.Messages),
 		Bytes:        maps.Clone(c.stats.Bytes),
 		Terminations: maps.Clone(c.stats.Terminations),
@@ -193,6 +195,7 @@ func (c *Client) change(url string, names []string, each func(*typeState, string
 func (c *Client) Run(ctx context.Context) error {
 	backoff := minBackoff
 	for {
+		began := time.Now()
 		heard, err := c.session(ctx)
 		if ctx.Err() != nil {
 			return nil
@@ -200,7 +203,11 @@ func (c *Client) Run(ctx context.Context) error {
 		reason := classify(heard, err)
 		c.mu.Lock()
 		c.stats.Terminations[reason]++
+		c.stats.Err = err
 		c.mu.Unlock()
+		if heard && time.Since(began) > maxBackoff {
+			backoff = minBackoff // what went wrong before is long ago
+		}
 		delay := minBackoff
 		switch reason {
 		case ConnectionError, Error:

@@ -20,6 +20,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/test/bufconn"
+	"google.golang.org/protobuf/proto"
 )
 
 const (
@@ -315,8 +316,61 @@ func TestBackoff(t *testing.T) {
 		if n := len(conn.tries); n < 40 {
 			t.Errorf("%d attempts in 10m", n)
 		}
+		if err := c.Stats().Err; status.Code(err) != codes.Unavailable {
+			t.Errorf("why there is no stream: %v", err)
+		}
 		if got := c.Stats().Terminations[ConnectionError]; int(got) < len(conn.tries)-1 {
 			t.Errorf("%d connection errors counted, of %d", got, len(conn.tries))
+		}
+	})
+}
+
+// lasting opens streams that answer once and fail after a minute.
+type lasting struct {
+	grpc.ClientConnInterface
+	opened int
+}
+
+func (l *lasting) NewStream(ctx context.Context, _ *grpc.StreamDesc, _ string, _ ...grpc.CallOption) (grpc.ClientStream, error) {
+	l.opened++
+	return &lastingStream{ctx: ctx}, nil
+}
+
+type lastingStream struct {
+	grpc.ClientStream
+	ctx      context.Context
+	answered bool
+}
+
+func (s *lastingStream) SendMsg(any) error { return nil }
+
+func (s *lastingStream) RecvMsg(m any) error {
+	if !s.answered {
+		s.answered = true
+		proto.Merge(m.(proto.Message), &discoveryv3.DeltaDiscoveryResponse{TypeUrl: typeA, Nonce: "1"})
+		return nil
+	}
+	select {
+	case <-time.After(time.Minute):
+		return status.Error(codes.Unavailable, "no endpoints")
+	case <-s.ctx.Done():
+		return s.ctx.Err()
+	}
+}
+
+// TestBackoffForgets: a stream that has lasted makes earlier failures history.
+func TestBackoffForgets(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		conn := &lasting{}
+		apply := func(Update) map[string]error { return nil }
+		c := New(Config{Conn: conn, Types: []Type{{URL: typeA, Apply: apply}}, Log: slog.New(slog.DiscardHandler)})
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
+		if err := c.Run(ctx); err != nil {
+			t.Errorf("run: %v", err)
+		}
+		if conn.opened < 59 {
+			t.Errorf("%d streams in an hour, want one a minute", conn.opened)
 		}
 	})
 }

@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"strings"
@@ -24,13 +25,23 @@ const (
 	keepAliveTimeout = 10 * time.Second
 )
 
+// System as DialConfig.RootCertPath stands for the machine's own roots.
+const System = "SYSTEM"
+
 // DialConfig says how to reach the control plane.
 type DialConfig struct {
-	Address      string // "https://host:port" or "host:port"
-	RootCertPath string // PEM file, read at each handshake
-	TokenPath    string // read for each call; empty: no token is sent
-	ClusterID    string // sent with the token unless empty
-	AltHostname  string // accepted in the server's certificate beside the host; may be empty
+	Address string // "https://host:port" or "host:port"
+	// RootCertPath is a PEM file, read at each handshake; or System; or PEM text.
+	RootCertPath string
+	TokenPath    string            // read for each call; empty: Token
+	Token        string            // both empty: no token is sent, and no ClusterID
+	ClusterID    string            // sent with the token unless empty
+	AltHostname  string            // accepted in the server's certificate beside the host; may be empty
+	Headers      map[string]string // sent with each call
+	// Secure changes the TLS configuration; nil: TLS 1.3.
+	Secure func(*tls.Config) *tls.Config
+	// Connect opens TCP connections; nil: as the operating system does.
+	Connect func(ctx context.Context, address string) (net.Conn, error)
 }
 
 // Dial returns a connection to the control plane over TLS. It does not wait
@@ -43,8 +54,18 @@ func Dial(cfg DialConfig) (*grpc.ClientConn, error) {
 	if cfg.RootCertPath == "" {
 		return nil, fmt.Errorf("control plane %s: no root certificate file is given", cfg.Address)
 	}
+	if cfg.Secure == nil {
+		cfg.Secure = func(c *tls.Config) *tls.Config {
+			c.MinVersion = tls.VersionTLS13
+			return c
+		}
+	}
+	if cfg.Connect == nil {
+		cfg.Connect = connect
+	}
 	options := []grpc.DialOption{
-		grpc.WithTransportCredentials(&rootFile{path: cfg.RootCertPath, host: host, alt: cfg.AltHostname}),
+		grpc.WithTransportCredentials(&rootFile{path: cfg.RootCertPath, host: host, alt: cfg.AltHostname, secure: cfg.Secure}),
+		grpc.WithContextDialer(cfg.Connect),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{
 			Time: keepAliveTime, Timeout: keepAliveTimeout, PermitWithoutStream: true,
 		}),
@@ -53,17 +74,23 @@ func Dial(cfg DialConfig) (*grpc.ClientConn, error) {
 			MinConnectTimeout: connectTimeout,
 		}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
-		grpc.WithNoProxy(),
 		grpc.WithDisableServiceConfig(),
 	}
-	if cfg.TokenPath != "" {
-		options = append(options, grpc.WithPerRPCCredentials(tokenFile{path: cfg.TokenPath, clusterID: cfg.ClusterID}))
+	if len(cfg.Headers) > 0 || cfg.TokenPath != "" || cfg.Token != "" {
+		options = append(options, grpc.WithPerRPCCredentials(callHeaders{path: cfg.TokenPath, token: cfg.Token, clusterID: cfg.ClusterID, headers: cfg.Headers}))
 	}
 	conn, err := grpc.NewClient("dns:///"+target, options...)
 	if err != nil {
 		return nil, fmt.Errorf("control plane %s: %w", cfg.Address, err)
 	}
 	return conn, nil
+}
+
+// connect opens a TCP connection that notices a dead peer even where HTTP/2's
+// PING does not get as far.
+func connect(ctx context.Context, address string) (net.Conn, error) {
+	d := net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 300 * time.Second, Interval: 75 * time.Second, Count: 9}}
+	return d.DialContext(ctx, "tcp", address)
 }
 
 // splitAddress returns the host to verify and the host:port to dial.
@@ -85,9 +112,12 @@ func splitAddress(address string) (host, target string, err error) {
 	return host, target, nil
 }
 
-// rootFile is TLS 1.3 that trusts what a file says at the time of a handshake:
-// the file changes when the mesh's root does.
-type rootFile struct{ path, host, alt string }
+// rootFile is TLS that trusts what a file says at the time of a handshake: the
+// file changes when the mesh's root does.
+type rootFile struct {
+	path, host, alt string
+	secure          func(*tls.Config) *tls.Config
+}
 
 // ClientHandshake implements [credentials.TransportCredentials].
 func (r *rootFile) ClientHandshake(ctx context.Context, authority string, conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
@@ -95,14 +125,14 @@ func (r *rootFile) ClientHandshake(ctx context.Context, authority string, conn n
 	if err != nil {
 		return nil, nil, err
 	}
-	cfg := &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: roots, ServerName: r.host}
+	cfg := r.secure(&tls.Config{RootCAs: roots, ServerName: r.host})
 	if r.alt != "" {
 		r.acceptAlt(cfg)
 	}
 	tlsConn, info, err := credentials.NewTLS(cfg).ClientHandshake(ctx, authority, conn)
 	if err != nil {
 		if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
-			return nil, nil, fmt.Errorf("server's certificate is not from a root in %s: %w", r.path, err)
+			return nil, nil, fmt.Errorf("server's certificate is not from a root in %s: %w", rootName(r.path), err)
 		}
 		return nil, nil, err
 	}
@@ -150,38 +180,76 @@ func (r *rootFile) OverrideServerName(name string) error {
 	return nil
 }
 
+// readRoots returns the roots of a DialConfig; nil are the machine's.
 func readRoots(path string) (*x509.CertPool, error) {
-	pem, err := os.ReadFile(path)
+	if path == System {
+		return nil, nil //nolint:nilnil // means the machine's, as for crypto/tls
+	}
+	pem, err := rootText(path)
 	if err != nil {
-		return nil, fmt.Errorf("root certificate: %w", err)
+		return nil, err
 	}
 	roots := x509.NewCertPool()
 	if !roots.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("root certificate: %s holds no certificate", path)
+		return nil, fmt.Errorf("root certificate: %s holds no certificate", rootName(path))
 	}
 	return roots, nil
 }
 
-// tokenFile sends the service-account token, which the kubelet renews.
-type tokenFile struct{ path, clusterID string }
+func rootText(path string) ([]byte, error) {
+	if isPEM(path) {
+		return []byte(path), nil
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("root certificate: %w", err)
+	}
+	return text, nil
+}
+
+func isPEM(path string) bool { return strings.HasPrefix(strings.TrimSpace(path), "-----BEGIN") }
+
+// rootName is what an error calls the roots.
+func rootName(path string) string {
+	if isPEM(path) {
+		return "the PEM text given"
+	}
+	return path
+}
+
+// callHeaders sends the service-account token, which the kubelet renews, and
+// other headers.
+type callHeaders struct {
+	path, token, clusterID string
+	headers                map[string]string
+}
 
 // GetRequestMetadata implements [credentials.PerRPCCredentials].
-func (t tokenFile) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
-	b, err := os.ReadFile(t.path)
-	if err != nil {
-		return nil, fmt.Errorf("token: %w", err)
+func (h callHeaders) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
+	md := maps.Clone(h.headers)
+	if md == nil {
+		md = map[string]string{}
 	}
-	token := strings.TrimSpace(string(b))
+	token := h.token
+	if h.path != "" {
+		b, err := os.ReadFile(h.path)
+		if err != nil {
+			return nil, fmt.Errorf("token: %w", err)
+		}
+		if token = strings.TrimSpace(string(b)); token == "" {
+			return nil, fmt.Errorf("token: %s is empty", h.path)
+		}
+	}
 	if token == "" {
-		return nil, fmt.Errorf("token: %s is empty", t.path)
+		return md, nil
 	}
-	md := map[string]string{"authorization": "Bearer " + token}
-	if t.clusterID != "" {
-		md["clusterid"] = t.clusterID
+	md["authorization"] = "Bearer " + token
+	if h.clusterID != "" {
+		md["clusterid"] = h.clusterID
 	}
 	return md, nil
 }
 
 // RequireTransportSecurity implements [credentials.PerRPCCredentials]: a token
 // never travels in the clear.
-func (t tokenFile) RequireTransportSecurity() bool { return true }
+func (h callHeaders) RequireTransportSecurity() bool { return true }

@@ -8,16 +8,20 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
+	"fmt"
 	"math/big"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/metadata"
 )
@@ -61,7 +65,7 @@ func writeFile(t *testing.T, path, text string) {
 	}
 }
 
-func call(t *testing.T, conn *grpc.ClientConn) error {
+func call(t *testing.T, conn grpc.ClientConnInterface) error {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
@@ -128,6 +132,116 @@ func TestDial(t *testing.T) {
 	}
 	writeFile(t, tokenPath, " \n")
 	refused("empty token", tokenPath+" is empty", conn)
+}
+
+// TestDialVariants: roots as text, a token as text, headers, no token.
+func TestDialVariants(t *testing.T) {
+	cert, root := newServerCert(t, "istiod.test")
+	s, address := serveTLS(t, cert)
+	try := func(cfg DialConfig) (string, error) {
+		cfg.Address, cfg.AltHostname = address, "istiod.test"
+		conn, err := Dial(cfg)
+		if err != nil {
+			t.Fatalf("dial: %v", err)
+		}
+		defer func() { _ = conn.Close() }()
+		if err := call(t, conn); err != nil {
+			return "", err
+		}
+		md := <-s.seen
+		return fmt.Sprint(md.Get("authorization"), md.Get("clusterid"), md.Get("x-a")), nil
+	}
+	for what, c := range map[string]struct {
+		cfg  DialConfig
+		want string
+	}{
+		"token as text": {DialConfig{RootCertPath: root, Token: "t", ClusterID: "c", Headers: map[string]string{"x-a": "1"}}, "[Bearer t] [c] [1]"},
+		"no token":      {DialConfig{RootCertPath: root, ClusterID: "c", Headers: map[string]string{"x-a": "1"}}, "[] [] [1]"},
+		"nothing":       {DialConfig{RootCertPath: root, ClusterID: "c"}, "[] [] []"},
+	} {
+		if got, err := try(c.cfg); err != nil || got != c.want {
+			t.Errorf("%s: %q, %v, want %q", what, got, err, c.want)
+		}
+	}
+	for what, c := range map[string]struct {
+		cfg  DialConfig
+		want string
+	}{
+		"the machine's roots": {DialConfig{RootCertPath: System}, "not from a root in SYSTEM"},
+		"TLS 1.2 only": {DialConfig{RootCertPath: root, Secure: func(c *tls.Config) *tls.Config {
+			c.MinVersion, c.MaxVersion = tls.VersionTLS12, tls.VersionTLS12
+			return c
+		}}, "protocol version"},
+		"a dialer that refuses": {DialConfig{RootCertPath: root, Connect: func(context.Context, string) (net.Conn, error) { return nil, errors.New("no way") }}, "no way"},
+	} {
+		if _, err := try(c.cfg); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v, want %q", what, err, c.want)
+		}
+	}
+}
+
+// serveTLS starts a server, of TLS 1.3 only, and returns its address.
+func serveTLS(t *testing.T, cert tls.Certificate) (*tlsServer, string) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &tlsServer{seen: make(chan metadata.MD, 1)}
+	g := grpc.NewServer(grpc.Creds(credentials.NewTLS(&tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS13})))
+	discoveryv3.RegisterAggregatedDiscoveryServiceServer(g, s)
+	var serving sync.WaitGroup
+	serving.Go(func() { _ = g.Serve(l) })
+	t.Cleanup(func() { g.Stop(); serving.Wait() })
+	return s, l.Addr().String()
+}
+
+// TestConnFollowsTheRoot: a call after a change of the root does not go to a
+// server that only the old root vouches for, even over a connection that is
+// open; a broken file changes nothing.
+func TestConnFollowsTheRoot(t *testing.T) {
+	cert, root := newServerCert(t, "istiod.test")
+	_, otherRoot := newServerCert(t, "istiod.test")
+	s, address := serveTLS(t, cert)
+	path := filepath.Join(t.TempDir(), "root.pem")
+	writeFile(t, path, root)
+	conn, err := NewConn(DialConfig{Address: address, RootCertPath: path, AltHostname: "istiod.test"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	ask := func() error {
+		err := call(t, conn)
+		if err == nil {
+			<-s.seen
+		}
+		return err
+	}
+	if err := ask(); err != nil {
+		t.Fatalf("first call: %v", err)
+	}
+	first := conn.current
+	for _, text := range []string{"broken", root, root + "\n"} {
+		writeFile(t, path, text)
+		if err := ask(); err != nil {
+			t.Errorf("after %.10q: %v", text, err)
+		}
+	}
+	if conn.current == first {
+		t.Error("the connection was not made anew")
+	}
+	second := conn.current
+	writeFile(t, path, otherRoot)
+	if err := ask(); err == nil || !strings.Contains(err.Error(), "not from a root") {
+		t.Errorf("another root: %v", err)
+	}
+	if second.GetState() != connectivity.Shutdown {
+		second.WaitForStateChange(t.Context(), second.GetState())
+	}
+	writeFile(t, path, root)
+	if err := ask(); err != nil {
+		t.Errorf("the first root again: %v", err)
+	}
 }
 
 func TestSplitAddress(t *testing.T) {

@@ -155,8 +155,25 @@ func authority(trustDomain, name string, years int) *x509.Certificate {
 		NotAfter:              time.Now().AddDate(years, 0, 0),
 		IsCA:                  true,
 		BasicConstraintsValid: true,
-		KeyUsage:              x509.KeyUsageCertSign,
+		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
 	}
+}
+
+// CRL returns a revocation list of the authority in DER. It has expired, which
+// must make no difference.
+func (ca *CA) CRL(serials ...*big.Int) []byte {
+	ca.t.Helper()
+	template := &x509.RevocationList{
+		Number: big.NewInt(1), ThisUpdate: time.Now().Add(-48 * time.Hour), NextUpdate: time.Now().Add(-24 * time.Hour),
+	}
+	for _, s := range serials {
+		template.RevokedCertificateEntries = append(template.RevokedCertificateEntries, x509.RevocationListEntry{SerialNumber: s, RevocationTime: time.Now()})
+	}
+	der, err := x509.CreateRevocationList(rand.Reader, template, ca.cert, ca.key)
+	if err != nil {
+		ca.t.Fatalf("make revocation list: %v", err)
+	}
+	return der
 }
 
 func (ca *CA) sign(template, parent *x509.Certificate, key crypto.PublicKey, signer crypto.Signer) (*x509.Certificate, error) {

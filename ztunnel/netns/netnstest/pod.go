@@ -102,6 +102,18 @@ func (p *Pod) make() error {
 	return err
 }
 
+// Unplug makes the pod unreachable: its packets, and those to it, vanish.
+func (p *Pod) Unplug(tb testing.TB) {
+	tb.Helper()
+	must(tb, "unplug", p.NS.Do(func() error {
+		link, err := netlink.LinkByName("eth0")
+		if err != nil {
+			return err
+		}
+		return netlink.LinkSetDown(link)
+	}))
+}
+
 // connect joins the pod with the node.
 func (p *Pod) connect(nodeEnd string) error {
 	attrs := netlink.NewLinkAttrs()

@@ -62,7 +62,7 @@ func Apply(tb testing.TB, s *workload.Store, messages ...proto.Message) {
 // Snapshot returns a snapshot that holds messages, on a node without a name.
 func Snapshot(tb testing.TB, messages ...proto.Message) *workload.Snapshot {
 	tb.Helper()
-	s := workload.NewStore("")
+	s := workload.NewStore("", "")
 	Apply(tb, s, messages...)
 	return s.Snapshot()
 }

@@ -130,7 +130,7 @@ func (s *Server) Run(ctx context.Context, l net.Listener) error {
 			}
 			continue
 		}
-		s.conns.Go(func() { s.connection(ctx, tls.Server(conn, secure)) })
+		s.conns.Go(func() { s.connection(ctx, tls.Server(hbone.Batched(conn), secure)) })
 	}
 }
 

@@ -125,7 +125,7 @@ func TestInteropServer(t *testing.T) {
 	var all sync.WaitGroup
 	for i := range 10 {
 		all.Go(func() {
-			s, err := tunnel.Open(t.Context(), Request{Authority: "10.0.0.1:80", Header: []Field{{"forwarded", fmt.Sprint(i)}}})
+			s, err := tunnel.Open(t.Context(), Request{Authority: "10.0.0.1:80", Header: []Field{{Name: "forwarded", Value: fmt.Sprint(i)}}})
 			if err != nil {
 				t.Errorf("open: %v", err)
 				return

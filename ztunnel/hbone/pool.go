@@ -2,7 +2,6 @@ package hbone
 
 import (
 	"context"
-	"errors"
 	"net"
 	"slices"
 	"sync"
@@ -52,24 +51,22 @@ func NewPool[K comparable](dial func(ctx context.Context, key K) (net.Conn, erro
 const openAttempts = 3
 
 // Open opens a stream on a tunnel for key. A request that no peer has answered
-// because its tunnel has died or is going away is sent on another one: no byte
-// of the stream has been sent by then.
+// because its tunnel has died or is going away is sent on another one, unless the
+// peer may have delivered what was sent early.
 func (p *Pool[K]) Open(ctx context.Context, key K, r Request) (*Stream, error) {
 	for attempt := 1; ; attempt++ {
 		t, err := p.get(ctx, key)
 		if err != nil {
 			return nil, err
 		}
-		s, err := t.c.open(ctx, r, true)
+		s, again, err := t.open(ctx, r, true)
 		if err == nil {
 			return s, nil
 		}
-		var gone *tunnelError
-		again := errors.As(err, &gone) || errors.Is(err, errUnprocessed) || errors.Is(err, errNoRoom)
 		if !again || attempt == openAttempts || ctx.Err() != nil {
 			return nil, err
 		}
-		if errors.As(err, &gone) {
+		if isEnd(err) {
 			_ = t.Close() // forgets it, too
 		}
 	}
@@ -110,7 +107,7 @@ func (p *Pool[K]) get(ctx context.Context, key K) (*Tunnel, error) {
 func (p *Pool[K]) pick(key K) *Tunnel {
 	list := p.tunnels[key]
 	for i := 0; i < len(list); {
-		ok, live := list[i].tunnel.c.reserve(p.cfg.MaxStreams)
+		ok, live := list[i].tunnel.c.Reserve(p.cfg.MaxStreams)
 		if ok {
 			list[i].idle.Stop()
 			return list[i].tunnel
@@ -199,7 +196,7 @@ func (p *Pool[K]) emptied(key K, e *pooled) {
 // release closes a tunnel that has been idle for long enough.
 func (p *Pool[K]) release(key K, e *pooled) {
 	p.mu.Lock()
-	if p.closed || !e.tunnel.c.retire() {
+	if p.closed || !e.tunnel.c.Retire() {
 		p.mu.Unlock()
 		return
 	}
@@ -246,15 +243,4 @@ func (p *Pool[K]) Close() error {
 	closing.Wait()
 	p.running.Wait()
 	return nil
-}
-
-// retire makes a tunnel take no more streams if it has none.
-func (c *conn) retire() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if len(c.streams)+c.reserved > 0 {
-		return false
-	}
-	c.draining = true
-	return true
 }

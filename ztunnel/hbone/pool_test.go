@@ -154,6 +154,7 @@ func TestPoolSurvivesDraining(t *testing.T) {
 		t.Helper()
 		running := poolOpen(t, p, "a")
 		d.servers[0]()
+		synctest.Wait() // what is opened before the client knows is still served
 		for range 10 {
 			finish(t, poolOpen(t, p, "a"))
 		}

@@ -58,7 +58,7 @@ func TestStress(t *testing.T) {
 			}
 			all.Wait()
 			synctest.Wait()
-			if n := e.tunnel.c.count(); n != 0 {
+			if n := e.tunnel.c.Streams(); n != 0 {
 				t.Errorf("%d streams left", n)
 			}
 			e.close()
@@ -132,7 +132,7 @@ func TestChurn(t *testing.T) {
 		}
 		all.Wait()
 		synctest.Wait()
-		if n := e.tunnel.c.count(); n != 0 {
+		if n := e.tunnel.c.Streams(); n != 0 {
 			t.Errorf("%d streams left", n)
 		}
 		e.close()

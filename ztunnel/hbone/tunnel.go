@@ -2,16 +2,22 @@ package hbone
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"net"
+	"net/http"
+	"os"
+	"time"
 
-	"golang.org/x/net/http2"
+	"github.com/ambit-mesh/ambit/ztunnel/hbone/h2"
 )
 
 // A Tunnel is the client side of one connection. It ends when Close is called,
 // the connection breaks, or the last stream has ended after the peer said
 // GOAWAY.
 type Tunnel struct {
-	c *conn
+	c           *h2.Conn
+	openTimeout time.Duration
 	// ended is closed when every goroutine of the tunnel has returned.
 	ended chan struct{}
 }
@@ -29,19 +35,21 @@ type events struct {
 }
 
 func newTunnel(nc net.Conn, cfg Config, tell events) *Tunnel {
-	t := &Tunnel{c: newConn(nc, cfg, true), ended: make(chan struct{})}
-	c := t.c
-	c.emptied = func() {
-		if c.isDraining() {
-			c.goodbye()
+	cfg = cfg.withDefaults(true)
+	t := &Tunnel{openTimeout: cfg.OpenTimeout, ended: make(chan struct{})}
+	config := cfg.http2(true)
+	config.Emptied = func() {
+		if t.c.Draining() {
+			t.c.Goodbye()
 		}
 		tell.emptied()
 	}
-	c.start()
+	t.c = h2.New(transport(nc), config)
+	t.c.Start()
 	go func() { // ends with the connection; Close waits for it
 		defer close(t.ended)
-		_ = c.read.run() // the streams have been told
-		c.wait()
+		_ = t.c.Run() // the streams have been told
+		t.c.Wait()
 		tell.ended()
 	}()
 	return t
@@ -51,57 +59,68 @@ func newTunnel(nc net.Conn, cfg Config, tell events) *Tunnel {
 // is a [*StatusError] when it has not. When ctx ends first, the stream is
 // reset and the error is ctx's cause.
 func (t *Tunnel) Open(ctx context.Context, r Request) (*Stream, error) {
-	return t.c.open(ctx, r, false)
+	s, _, err := t.open(ctx, r, false)
+	return s, err
+}
+
+// open is Open. again reports that the peer has not seen the request.
+func (t *Tunnel) open(ctx context.Context, r Request, reserved bool) (s *Stream, again bool, err error) {
+	early := r.Early[:min(len(r.Early), MaxEarly)]
+	s, err = t.c.Open(h2.Head{Method: http.MethodConnect, Authority: r.Authority, Fields: r.Header}, early, reserved)
+	if err != nil {
+		return nil, unseen(err) || isEnd(err), err
+	}
+	timeout := time.NewTimer(t.openTimeout)
+	defer timeout.Stop()
+	select {
+	case <-s.Answered():
+	case <-ctx.Done():
+		s.Reset()
+		return nil, false, context.Cause(ctx)
+	case <-timeout.C:
+		s.Reset()
+		return nil, false, fmt.Errorf("connect: no answer within %v: %w", t.openTimeout, os.ErrDeadlineExceeded)
+	}
+	head, err := s.Answer()
+	if err != nil {
+		s.Reset() // over already; what was kept for it is given back
+		// A tunnel that has died may have delivered what was sent early.
+		again = unseen(err) || isEnd(err) && s.Early() == 0
+		if reset, ok := errors.AsType[*ResetError](err); ok {
+			err = fmt.Errorf("connect: %w", reset)
+		}
+		return nil, again, err
+	}
+	if head.Status != http.StatusOK {
+		s.Reset()
+		return nil, false, &StatusError{Status: head.Status}
+	}
+	if rest := r.Early[s.Early():]; len(rest) > 0 {
+		if _, err := s.Write(rest); err != nil {
+			s.Reset()
+			return nil, false, err
+		}
+	}
+	return s, false, nil
+}
+
+// unseen reports whether the peer has not looked at a request.
+func unseen(err error) bool {
+	return errors.Is(err, h2.ErrUnprocessed) || errors.Is(err, h2.ErrNoRoom)
+}
+
+// isEnd reports whether the tunnel has ended.
+func isEnd(err error) bool {
+	_, ok := errors.AsType[*h2.EndError](err)
+	return ok
 }
 
 // Done is closed when the tunnel has ended.
-func (t *Tunnel) Done() <-chan struct{} { return t.c.done }
+func (t *Tunnel) Done() <-chan struct{} { return t.c.Done() }
 
 // Close ends the tunnel and every stream on it, and waits until that is done.
 func (t *Tunnel) Close() error {
-	t.c.abort(http2.ErrCodeNo, errShutDown)
+	t.c.Abort(h2.NoError, h2.ErrShutDown)
 	<-t.ended
 	return nil
-}
-
-// peerGoesAway is a GOAWAY from the peer: no new streams, those that it will
-// not process end, the others run on.
-//
-// "Receivers of a GOAWAY frame MUST NOT open additional streams on the
-// connection" https://www.rfc-editor.org/rfc/rfc9113#section-6.8
-func (c *conn) peerGoesAway(last uint32, _ http2.ErrCode) {
-	if !c.client {
-		return // we open no streams, and it may still use its own
-	}
-	var refused []*Stream
-	c.mu.Lock()
-	c.draining = true
-	empty := func() {}
-	for id, s := range c.streams {
-		if id > last {
-			refused = append(refused, s)
-			c.forget(s)
-		}
-	}
-	if len(c.streams) == 0 {
-		empty = c.emptied
-	}
-	c.mu.Unlock()
-	for _, s := range refused {
-		s.end(errUnprocessed, errUnprocessed)
-	}
-	empty()
-}
-
-func (c *conn) isDraining() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.draining
-}
-
-// goodbye ends a connection on which nothing happens any more. It does not
-// wait: the caller may be the reader.
-func (c *conn) goodbye() {
-	c.goAway(c.lastSeen(), http2.ErrCodeNo)
-	c.w.close(errShutDown)
 }

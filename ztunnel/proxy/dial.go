@@ -12,6 +12,7 @@ import (
 	"syscall"
 
 	"github.com/ambit-mesh/ambit/apis/spiffe"
+	"github.com/ambit-mesh/ambit/ztunnel/hbone"
 	"github.com/ambit-mesh/ambit/ztunnel/mtls"
 	"github.com/ambit-mesh/ambit/ztunnel/netns"
 	"github.com/ambit-mesh/ambit/ztunnel/plan"
@@ -76,7 +77,7 @@ func (p *Proxy) secure(ctx context.Context, raw net.Conn, cert *mtls.Certificate
 		watched = &guarded{raw, func() {}}
 		raw = watched
 	}
-	conn := tls.Client(raw, p.cfg.TLS.ClientConfig(cert, peers))
+	conn := tls.Client(hbone.Batched(raw), p.cfg.TLS.ClientConfig(cert, peers))
 	ctx, cancel := context.WithTimeout(ctx, p.cfg.Handshake)
 	defer cancel()
 	if err := conn.HandshakeContext(ctx); err != nil {

@@ -73,7 +73,7 @@ func (p *Proxy) handshake(ctx context.Context, conn *net.TCPConn) (*tls.Conn, sp
 	}
 	ctx, cancel := context.WithTimeout(ctx, p.cfg.Handshake)
 	defer cancel()
-	secured := tls.Server(conn, p.cfg.TLS.ServerConfig(ctx, func(ctx context.Context) (*mtls.Certificate, error) {
+	secured := tls.Server(hbone.Batched(conn), p.cfg.TLS.ServerConfig(ctx, func(ctx context.Context) (*mtls.Certificate, error) {
 		return p.cfg.Certificate(ctx, local.Identity)
 	}))
 	if err := secured.HandshakeContext(ctx); err != nil {

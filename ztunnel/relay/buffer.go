@@ -2,12 +2,13 @@ package relay
 
 import "sync"
 
-// Sizes of the buffer of one direction (spec/ztunnel.md §2.11): small until it
+// Sizes of the buffer of one direction (as in spec/ztunnel.md §2.11, but for the
+// largest): small until it
 // has shown that it moves much, because most connections do not.
 const (
 	smallSize  = 1 << 10
 	mediumSize = 16<<10 - 64
-	largeSize  = 256<<10 - 64
+	largeSize  = 128<<10 - 64 // with a frame header a whole number of TLS records
 
 	mediumAfter = 128 << 10 // bytes moved
 	largeAfter  = 10 << 20

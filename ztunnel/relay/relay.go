@@ -13,16 +13,25 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+
+	"github.com/ambit-mesh/ambit/ztunnel/socket"
 )
 
-// A Half is one of the two connections, such as [*net.TCPConn]. Two optional
-// methods are used: SetLinger or Reset to end it abruptly, and WriteTo, unless
-// it is a TCP connection, to move bytes without a buffer of ours.
+// A Half is one of the two connections, such as [*net.TCPConn]. Three optional
+// methods are used: SetLinger or Reset to end it abruptly; Forward to have it
+// write to a TCP connection without a goroutine of ours; and WriteTo, unless it
+// is a TCP connection, to move bytes without a buffer of ours.
 type Half interface {
 	io.Reader
 	io.Writer
 	CloseWrite() error
 	io.Closer
+}
+
+// forwarder is the optional Forward. It must not wait, but call done once all
+// bytes have been written (nil) or cannot be.
+type forwarder interface {
+	Forward(to sink, done func(error))
 }
 
 // Counters count payload bytes as they are written.
@@ -38,12 +47,20 @@ type Counters struct {
 // it early, close both.
 func Copy(caller, target Half, c *Counters) error {
 	r := &relay{caller: caller, target: target}
-	var back sync.WaitGroup
-	back.Go(func() {
-		r.oneWay(direction{from: target, to: caller, names: [2]string{"target", "caller"}, count: &c.Received})
-	})
-	r.oneWay(direction{from: caller, to: target, names: [2]string{"caller", "target"}, count: &c.Sent})
-	back.Wait()
+	near, far := tcpSocket(caller), tcpSocket(target)
+	there := direction{from: caller, to: target, source: near, sink: far, names: [2]string{"caller", "target"}, count: &c.Sent}
+	back := direction{from: target, to: caller, source: far, sink: near, names: [2]string{"target", "caller"}, count: &c.Received}
+	var other sync.WaitGroup
+	switch {
+	case r.forward(back, &other):
+		r.oneWay(there)
+	case r.forward(there, &other):
+		r.oneWay(back)
+	default:
+		other.Go(func() { r.oneWay(back) })
+		r.oneWay(there)
+	}
+	other.Wait()
 	// Both have been used to the end, or aborted: nothing is lost.
 	_ = caller.Close()
 	_ = target.Close()
@@ -53,35 +70,65 @@ func Copy(caller, target Half, c *Counters) error {
 type relay struct {
 	caller, target Half
 
-	once sync.Once
-	err  error // read when both directions have ended
+	aborted atomic.Bool
+	err     error // read when both directions have ended
 }
 
-// abort ends both directions abruptly; the first call says why.
+// abort ends both directions abruptly; the first call says why. To end a
+// forwarder calls abort again, from within.
 func (r *relay) abort(err error) {
-	r.once.Do(func() {
-		r.err = err
-		reset(r.caller)
-		reset(r.target)
-	})
+	if !r.aborted.CompareAndSwap(false, true) {
+		return
+	}
+	r.err = err
+	reset(r.caller)
+	reset(r.target)
 }
 
 type direction struct {
-	from, to Half
-	names    [2]string
-	count    *atomic.Uint64
+	from, to     Half
+	source, sink *socket.Conn // of from and to, nil if they are no TCP connections
+	names        [2]string
+	count        *atomic.Uint64
+}
+
+// forward lets the source of a direction do the work if it can.
+func (r *relay) forward(d direction, running *sync.WaitGroup) bool {
+	from, ok := d.from.(forwarder)
+	if !ok {
+		return false
+	}
+	if d.sink == nil {
+		return false
+	}
+	out := &target{sock: d.sink, count: d.count}
+	running.Add(1)
+	from.Forward(out, func(err error) {
+		r.ended(d, out.err, err)
+		running.Done()
+	})
+	return true
 }
 
 // oneWay moves the bytes of one direction.
 func (r *relay) oneWay(d direction) {
 	out := &counter{to: d.to, count: d.count}
-	err := move(out, d.from)
+	if d.sink != nil {
+		out.to = d.sink
+	}
+	err := move(out, d)
+	r.ended(d, out.err, err)
+}
+
+// ended passes on the end of one direction: writeErr is what the receiver said
+// last, err why no more is moved, nil at EOF. It does not wait.
+func (r *relay) ended(d direction, writeErr, err error) {
 	switch {
-	case out.err != nil && quiet(out.err):
+	case writeErr != nil && quiet(writeErr):
 		// The receiver takes no more. What it has sent before, such as an
 		// early answer, is still on its way: the other direction ends by itself.
-	case out.err != nil:
-		r.abort(fmt.Errorf("write to %s: %w", d.names[1], out.err))
+	case writeErr != nil:
+		r.abort(fmt.Errorf("write to %s: %w", d.names[1], writeErr))
 	case err == nil:
 		if err := d.to.CloseWrite(); err != nil && !quiet(err) {
 			r.abort(fmt.Errorf("end writing to %s: %w", d.names[1], err))
@@ -110,19 +157,18 @@ func (c *counter) Write(p []byte) (int, error) {
 }
 
 // move copies until EOF, for which it returns nil.
-func move(to *counter, from Half) error {
-	// The one of a TCP connection splices: it would not count before the end,
-	// and costs descriptors.
-	if _, tcp := from.(*net.TCPConn); !tcp {
-		if w, ok := from.(io.WriterTo); ok {
-			_, err := w.WriteTo(to)
-			return err
-		}
+func move(to *counter, d direction) error {
+	if d.source != nil {
+		return moveTCP(to, d.source)
+	}
+	if w, ok := d.from.(io.WriterTo); ok {
+		_, err := w.WriteTo(to)
+		return err
 	}
 	var b buffer
 	defer b.free()
 	for {
-		n, err := from.Read(b.get())
+		n, err := d.from.Read(b.get())
 		if n > 0 {
 			if _, err := to.Write(b.bytes[:n]); err != nil {
 				return err

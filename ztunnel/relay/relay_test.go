@@ -229,6 +229,97 @@ func TestErrors(t *testing.T) {
 	}
 }
 
+// pushing is a connection that writes what it has by itself, like a stream of a
+// tunnel.
+type pushing struct {
+	*fake
+	mu   sync.Mutex
+	to   sink
+	done func(error)
+}
+
+func (p *pushing) Forward(to sink, done func(error)) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.to, p.done = to, done
+}
+
+// end says once that no more comes.
+func (p *pushing) end(err error) {
+	p.mu.Lock()
+	done := p.done
+	p.done = nil
+	p.mu.Unlock()
+	if done != nil {
+		done(err)
+	}
+}
+
+func (p *pushing) Reset() { p.fake.Reset(); p.end(net.ErrClosed) }
+
+func TestForward(t *testing.T) {
+	start := func() (far *pushing, app *net.TCPConn, c *Counters, result chan error) {
+		far, c, result = &pushing{fake: newFake()}, &Counters{}, make(chan error, 1)
+		near, app := tcpPair(t)
+		go func() { result <- Copy(far, near, c) }()
+		poll(t, "forwarding", func() bool { far.mu.Lock(); defer far.mu.Unlock(); return far.to != nil })
+		return far, app, c, result
+	}
+	t.Run("bytes, then EOF", func(t *testing.T) {
+		far, app, c, result := start()
+		for range 3 {
+			if n, err := far.to.TryWrite([]byte("abc")); n != 3 || err != nil {
+				t.Errorf("try: %d, %v", n, err)
+			}
+		}
+		if c.Sent.Load() != 9 {
+			t.Errorf("counted %d bytes, want 9", c.Sent.Load())
+		}
+		far.end(nil)
+		if b, err := io.ReadAll(app); string(b) != "abcabcabc" || err != nil {
+			t.Errorf("application reads %q, %v", b, err)
+		}
+		_ = app.Close()
+		<-far.finished
+		_ = far.Close()
+		if err := <-result; err != nil {
+			t.Errorf("copy: %v", err)
+		}
+	})
+	t.Run("a full socket takes no more, and does not wait", func(t *testing.T) {
+		far, app, _, result := start()
+		sent := 0
+		for {
+			n, err := far.to.TryWrite(make([]byte, 1<<20))
+			if err != nil {
+				t.Errorf("try: %v", err)
+			}
+			if sent += n; n == 0 {
+				break
+			}
+		}
+		far.end(nil)
+		if n, err := io.Copy(io.Discard, app); n != int64(sent) || err != nil {
+			t.Errorf("application reads %d, %v, want %d", n, err, sent)
+		}
+		_ = app.Close()
+		if err := <-result; err != nil {
+			t.Errorf("copy: %v", err)
+		}
+	})
+	t.Run("a reset of the application ends the forwarding from within", func(t *testing.T) {
+		far, app, _, result := start()
+		_ = app.SetLinger(0)
+		_ = app.Close()
+		if err := <-result; err != nil {
+			t.Errorf("copy: %v", err)
+		}
+		if !far.wasReset {
+			t.Error("the stream was not reset")
+		}
+	})
+}
+
 func TestBufferSizes(t *testing.T) {
 	var b buffer
 	step := func(what string, n, want int) {

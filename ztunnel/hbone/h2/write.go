@@ -1,35 +1,26 @@
-package hbone
+package h2
 
 import (
-	"errors"
-	"net"
 	"sync"
 	"time"
 
-	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
 )
 
 const (
-	frameHeaderLen = 9
-	minFrameSize   = 16 << 10
 	// maxPending bounds the DATA that waits for its turn; a writer that does
-	// not fit waits. A buffer has some room beyond for control frames.
+	// not fit waits. A buffer has some room beyond for headers, control frames, and
+	// to fill a record.
 	maxPending    = 64 << 10
-	writeBufSize  = maxPending + 2<<10
+	writeBufSize  = maxPending + recordSize + 2<<10
 	maxUnsentCtrl = 1 << 20
 )
-
-// errNotReading ends a connection whose peer makes us answer and does not read
-// the answers.
-var errNotReading = errors.New("peer does not read answers to its frames")
 
 // A writer puts frames on a connection in the order in which they were added.
 // One goroutine at a time owns the connection (busy); frames added meanwhile
 // gather in pending and go out together.
 type writer struct {
-	conn   net.Conn
-	failed func(error) // called once, in a goroutine of its own, without locks
+	c *Conn
 
 	mu      sync.Mutex
 	turn    sync.Cond // busy became false, or a condition that stops a waiter changed
@@ -37,49 +28,40 @@ type writer struct {
 	busy    bool
 	pending []byte
 	err     error // no more writes
-	frames  *http2.Framer
 	hpack   *hpack.Encoder
 	block   []byte // the header block being encoded
-	flushes sync.WaitGroup
 }
 
-func (w *writer) init(conn net.Conn, failed func(error)) {
-	w.conn, w.failed = conn, failed
+func (w *writer) init(c *Conn) {
+	w.c = c
 	w.turn.L = &w.mu
-	w.frames = http2.NewFramer((*pendingSink)(w), nil)
 	w.hpack = hpack.NewEncoder((*blockSink)(w))
 }
 
-// pendingSink and blockSink append to the writer's buffers; mu is held.
-type (
-	pendingSink writer
-	blockSink   writer
-)
-
-func (s *pendingSink) Write(p []byte) (int, error) {
-	if s.pending == nil {
-		s.pending = getWriteBuf()
-	}
-	s.pending = append(s.pending, p...)
-	return len(p), nil
-}
+// blockSink appends to the header block; mu is held.
+type blockSink writer
 
 func (s *blockSink) Write(p []byte) (int, error) {
 	s.block = append(s.block, p...)
 	return len(p), nil
 }
 
+// buffer returns what frames are appended to; mu is held.
+func (w *writer) buffer() []byte {
+	if w.pending == nil {
+		w.pending = getWriteBuf()
+	}
+	return w.pending
+}
+
 // control adds control frames, and never waits for the connection.
-func (w *writer) control(add func(*http2.Framer) error) {
+func (w *writer) control(add func([]byte) []byte) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.err != nil {
 		return
 	}
-	if err := add(w.frames); err != nil {
-		w.fail(err)
-		return
-	}
+	w.pending = add(w.buffer())
 	if len(w.pending) > maxUnsentCtrl {
 		w.fail(errNotReading)
 		return
@@ -91,59 +73,48 @@ func (w *writer) control(add func(*http2.Framer) error) {
 func (w *writer) start() {
 	if !w.busy && w.err == nil && len(w.pending) > 0 {
 		w.busy = true
-		w.flushes.Go(w.flush)
+		w.c.tasks.Go(w.flush)
 	}
 }
 
-// headers encodes a header block and adds it, then sends it without waiting.
-// begin runs first, under the same lock, and names the stream: stream ids must
-// reach the wire in order.
+// A headerBlock is a header block to write.
+type headerBlock struct {
+	// begin runs first, under the writer's lock: stream ids must reach the wire
+	// in order.
+	begin func() error
+	s     *Stream
+	head  *Head
+	end   bool
+	early []byte // s.early bytes of it follow as DATA
+}
+
+// headers encodes a header block and adds it. It is written by the caller if
+// the connection is idle, else without waiting by whoever writes.
 func (w *writer) headers(h headerBlock) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.err != nil {
 		return w.err
 	}
-	id, err := h.begin()
-	if err != nil {
+	if err := h.begin(); err != nil {
 		return err
 	}
 	w.block = w.block[:0]
-	for _, f := range h.fields {
-		if err := w.hpack.WriteField(hpack.HeaderField{Name: f.Name, Value: f.Value}); err != nil {
-			w.fail(err)
-			return err
-		}
+	if err := h.head.encode(w.hpack); err != nil {
+		w.fail(err)
+		return err
 	}
-	// Every peer takes frames of this size: no need to ask for its limit.
-	rest, first := w.block, true
-	for first || len(rest) > 0 {
-		part := rest[:min(len(rest), minFrameSize)]
-		rest = rest[len(part):]
-		if first {
-			err = w.frames.WriteHeaders(http2.HeadersFrameParam{
-				StreamID: id, BlockFragment: part, EndStream: h.endStream, EndHeaders: len(rest) == 0,
-			})
-		} else {
-			err = w.frames.WriteContinuation(id, len(rest) == 0, part)
-		}
-		if err != nil {
-			w.fail(err)
-			return err
-		}
-		first = false
+	w.pending = appendBlock(w.buffer(), h.s.id, w.block, h.end)
+	if early := h.early[:min(h.s.early, len(h.early))]; len(early) > 0 {
+		w.pending = appendData(w.pending, h.s.id, early, false, int(w.c.maxFrame.Load()))
 	}
-	w.start()
+	if !w.busy {
+		w.own(dataFrame{})
+	}
 	return nil
 }
 
-type headerBlock struct {
-	begin     func() (id uint32, err error)
-	fields    []Field
-	endStream bool
-}
-
-// A dataFrame is one DATA frame to write, its flow control settled.
+// A dataFrame is DATA to write, its flow control settled.
 type dataFrame struct {
 	payload []byte
 	end     bool
@@ -156,6 +127,7 @@ type dataFrame struct {
 // data writes f, or leaves it to whoever is writing if there is room. The
 // payload is not kept. An error means that nothing of f was added.
 func (w *writer) data(f dataFrame) error {
+	limit := int(w.c.maxFrame.Load())
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for {
@@ -171,11 +143,8 @@ func (w *writer) data(f dataFrame) error {
 			return nil
 		}
 		// An empty frame always fits: ending a stream never waits.
-		if len(f.payload) == 0 || len(w.pending)+frameHeaderLen+len(f.payload) <= maxPending+frameHeaderLen {
-			if w.pending == nil {
-				w.pending = getWriteBuf()
-			}
-			w.pending = append(appendDataHeader(w.pending, f), f.payload...)
+		if len(f.payload) == 0 || len(w.pending)+len(f.payload) <= maxPending {
+			w.pending = appendData(w.buffer(), f.s.id, f.payload, f.end, limit)
 			w.start()
 			return nil
 		}
@@ -186,21 +155,34 @@ func (w *writer) data(f dataFrame) error {
 	}
 }
 
-// own writes what is pending and then f from the caller's goroutine.
+// appendTo appends f to buf, all but what is better written from where it is:
+// a payload that fills records of its own.
+func (f *dataFrame) appendTo(buf []byte, limit int) (b, rest []byte) {
+	total := len(buf) + frameHeaderLen + len(f.payload)
+	if len(f.payload) > limit || total <= recordSize {
+		return appendData(buf, f.s.id, f.payload, f.end, limit), nil
+	}
+	h := frameHeader{length: len(f.payload), typ: FrameData, stream: f.s.id}
+	if f.end {
+		h.flags = flagEndStream
+	}
+	buf = appendFrameHeader(buf, h)
+	copied := min(-len(buf)&(recordSize-1), len(f.payload))
+	return append(buf, f.payload[:copied]...), f.payload[copied:]
+}
+
+// own writes what is pending and then f, unless that is none, from the caller's
+// goroutine. mu is held, but not while writing.
 func (w *writer) own(f dataFrame) {
 	w.busy = true
-	buf := w.pending
-	if w.pending = nil; buf == nil {
-		buf = getWriteBuf()
+	buf := w.buffer()
+	w.pending = nil
+	var rest []byte
+	if f.s != nil {
+		buf, rest = f.appendTo(buf, int(w.c.maxFrame.Load()))
 	}
-	buf = appendDataHeader(buf, f)
-	copied := min(len(f.payload), max(cap(buf)-len(buf), 0))
-	buf = append(buf, f.payload[:copied]...)
 	w.mu.Unlock()
-	_, err := w.conn.Write(buf)
-	if err == nil && copied < len(f.payload) {
-		_, err = w.conn.Write(f.payload[copied:])
-	}
+	err := w.c.net.WriteBuffers(buf, rest)
 	putWriteBuf(buf)
 	w.mu.Lock()
 	if err != nil {
@@ -222,7 +204,7 @@ func (w *writer) flush() {
 		buf := w.pending
 		w.pending = nil
 		w.mu.Unlock()
-		_, err := w.conn.Write(buf)
+		err := w.c.net.WriteBuffers(buf, nil)
 		putWriteBuf(buf)
 		w.mu.Lock()
 		if err != nil {
@@ -256,13 +238,13 @@ func (w *writer) fail(err error) {
 	if w.err != nil {
 		return
 	}
-	w.err = &tunnelError{err}
+	w.err = &EndError{err}
 	w.pending = nil
 	w.turn.Broadcast()
-	w.flushes.Go(func() { w.failed(err) })
+	w.c.tasks.Go(func() { w.c.fail(err) })
 }
 
-// stop ends all writing from outside; failed is not called.
+// stop ends all writing from outside.
 func (w *writer) stop(err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -273,7 +255,7 @@ func (w *writer) stop(err error) {
 	w.turn.Broadcast()
 }
 
-// close ends all writing once what is pending has been written. It does not
+// close ends the connection once what is pending has been written. It does not
 // wait.
 func (w *writer) close(err error) {
 	w.mu.Lock()
@@ -281,10 +263,10 @@ func (w *writer) close(err error) {
 	if w.err != nil {
 		return
 	}
-	w.flushes.Go(func() {
-		_ = w.conn.SetWriteDeadline(time.Now().Add(goodbyeTimeout)) // best effort
+	w.c.tasks.Go(func() {
+		_ = w.c.net.SetWriteDeadline(time.Now().Add(goodbyeTimeout)) // best effort
 		w.drain()
-		w.failed(err)
+		w.c.fail(err)
 	})
 }
 
@@ -312,12 +294,10 @@ func (w *writer) drain() {
 	w.leave()
 }
 
-func appendDataHeader(b []byte, f dataFrame) []byte {
-	n := len(f.payload)
-	var flags http2.Flags
-	if f.end {
-		flags = http2.FlagDataEndStream
-	}
-	return append(b, byte(n>>16), byte(n>>8), byte(n), byte(http2.FrameData), byte(flags),
-		byte(f.s.id>>24), byte(f.s.id>>16), byte(f.s.id>>8), byte(f.s.id))
+// setTableSize applies SETTINGS_HEADER_TABLE_SIZE to what we encode; we never
+// use more than the default.
+func (w *writer) setTableSize(n uint32) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.hpack.SetMaxDynamicTableSizeLimit(min(n, defaultTable))
 }

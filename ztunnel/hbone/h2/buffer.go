@@ -1,4 +1,4 @@
-package hbone
+package h2
 
 import "sync"
 
@@ -6,6 +6,7 @@ import "sync"
 // pointers to arrays, because putting a slice would allocate its header.
 var (
 	writeBufs  = sync.Pool{New: func() any { return new([writeBufSize]byte) }}
+	readBufs   = sync.Pool{New: func() any { return new([readBufSize]byte) }}
 	chunks4K   = sync.Pool{New: func() any { return &chunk{buf: make([]byte, 4<<10)} }}
 	chunks16K  = sync.Pool{New: func() any { return &chunk{buf: make([]byte, 16<<10)} }}
 	chunks64K  = sync.Pool{New: func() any { return &chunk{buf: make([]byte, 64<<10)} }}
@@ -27,10 +28,9 @@ func putWriteBuf(b []byte) {
 // A chunk is a piece of a stream's receive buffer: buf[r:w] has been received
 // and not been taken.
 type chunk struct {
-	buf     []byte
-	r, w    int
-	filling bool // the tunnel's reader writes behind w
-	next    *chunk
+	buf  []byte
+	r, w int
+	next *chunk
 }
 
 // getChunk returns a chunk for n bytes, or of the largest size.
@@ -44,7 +44,7 @@ func getChunk(n int) *chunk {
 }
 
 func putChunk(c *chunk) {
-	c.r, c.w, c.filling, c.next = 0, 0, false, nil
+	c.r, c.w, c.next = 0, 0, nil
 	for _, p := range chunkPools {
 		if len(c.buf) == p.size {
 			p.pool.Put(c)
@@ -52,41 +52,33 @@ func putChunk(c *chunk) {
 	}
 }
 
-// A queue is a stream's receive buffer. The reader of the tunnel appends with
-// space and filled, the application takes with front and took. The caller
-// holds the stream's lock, but bytes are moved without it: behind w only the
-// reader touches a chunk, before w only the application.
+// A queue is a stream's receive buffer. The caller holds the stream's lock, but
+// may look at the bytes of front without it: they stay until took or drop.
 type queue struct{ head, tail *chunk }
 
-// space returns room for up to n more bytes. The chunk stays where it is until
-// filled is called.
-func (q *queue) space(n int) []byte {
-	if q.tail == nil || q.tail.w == len(q.tail.buf) {
-		c := getChunk(n)
-		if q.tail == nil {
-			q.head = c
-		} else {
-			q.tail.next = c
+// add copies p to the end.
+func (q *queue) add(p []byte) {
+	for len(p) > 0 {
+		if q.tail == nil || q.tail.w == len(q.tail.buf) {
+			c := getChunk(len(p))
+			if q.tail == nil {
+				q.head = c
+			} else {
+				q.tail.next = c
+			}
+			q.tail = c
 		}
-		q.tail = c
+		n := copy(q.tail.buf[q.tail.w:], p)
+		q.tail.w += n
+		p = p[n:]
 	}
-	q.tail.filling = true
-	return q.tail.buf[q.tail.w:min(len(q.tail.buf), q.tail.w+n)]
 }
 
-// filled publishes n bytes of the room that space gave.
-func (q *queue) filled(n int) {
-	if q.tail == nil {
-		return // dropped meanwhile
-	}
-	q.tail.w += n
-	q.tail.filling = false
-	q.trim()
-}
+func (q *queue) empty() bool { return q.head == nil }
 
 // front returns the bytes that come next, nil if there are none.
 func (q *queue) front() []byte {
-	if q.head == nil || q.head.r == q.head.w {
+	if q.head == nil {
 		return nil
 	}
 	return q.head.buf[q.head.r:q.head.w]
@@ -94,17 +86,11 @@ func (q *queue) front() []byte {
 
 // took removes n bytes of those that front gave.
 func (q *queue) took(n int) {
-	if q.head == nil {
+	c := q.head
+	if c == nil {
 		return // dropped meanwhile
 	}
-	q.head.r += n
-	q.trim()
-}
-
-// trim gives back the head if it is used up.
-func (q *queue) trim() {
-	c := q.head
-	if c == nil || c.r < c.w || c.filling {
+	if c.r += n; c.r < c.w {
 		return
 	}
 	if q.head = c.next; q.head == nil {
@@ -113,6 +99,6 @@ func (q *queue) trim() {
 	putChunk(c)
 }
 
-// drop forgets everything. The chunks are left to the garbage collector: one
-// end may still be looking at them.
+// drop forgets everything. The chunks are left to the garbage collector: the
+// application may still be looking at them.
 func (q *queue) drop() { q.head, q.tail = nil, nil }

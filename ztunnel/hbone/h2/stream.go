@@ -1,4 +1,4 @@
-package hbone
+package h2
 
 import (
 	"context"
@@ -8,23 +8,24 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"golang.org/x/net/http2"
 )
 
-// A Stream is one CONNECT that was answered with 200: a connection inside a
-// tunnel. It is a [net.Conn] whose two directions end separately, like those
-// of a TCP connection.
+// A Stream is one request with its answer. It is a [net.Conn] whose two
+// directions end separately, like those of a TCP connection. A CONNECT that was
+// answered with 2xx is connected: DATA is all that follows.
 type Stream struct {
-	c      *conn
-	id     uint32 // set once, before the stream is known to the reader
-	cancel context.CancelFunc
+	c       *Conn
+	id      uint32          // set once, before the stream is known to the reader
+	connect bool            // the request is a CONNECT
+	early   int             // bytes sent with the request
+	ctx     context.Context //nolint:containedctx // server: of the request, as in net/http
+	cancel  context.CancelFunc
 
 	// answered is closed when the answer is known or will never come. Clients
 	// wait for it.
 	answered chan struct{}
 
-	rmu sync.Mutex // held by the goroutine that takes received bytes
+	rmu sync.Mutex // held by whoever takes received bytes
 	wmu sync.Mutex // held by the goroutine that sends
 	cut bool       // under wmu: a Write has failed, what was sent is not the whole
 
@@ -33,63 +34,106 @@ type Stream struct {
 	writeExpired atomic.Bool
 	queueWrites  atomic.Bool // a write deadline is set
 
-	// Under conn.mu.
+	// Under Conn.mu.
 	writable   sync.Cond // window, or sendErr, or the deadline
 	sendWindow int64
-	inLine     bool // in conn.waiting
+	inLine     bool // in Conn.waiting
 	localEnd   bool // END_STREAM is queued
 	remoteEnd  bool // END_STREAM was received
 	closed     bool
-	zombie     bool // counted in conn.zombies
+	zombie     bool // counted in Conn.zombies
 	handled    bool // server: the handler has answered or returned
 	writeBy    deadline
 
 	mu         sync.Mutex
 	readable   sync.Cond // bytes, or recvErr, or the deadline
 	recv       queue
-	window     int64  // that the peer has when all is read
-	recvWindow int64  // that the peer may still send
-	owed       uint32 // taken and not yet given back
-	recvErr    error  // after the bytes in recv; io.EOF for a clean end
-	dropped    bool   // by Close: received bytes are thrown away
-	isHead     bool   // client: the answer is here. Server: it was given
-	status     int
-	header     []Field
+	to         *forward // where bytes go without being queued, if they do
+	window     int64    // that the peer has when all is read
+	recvWindow int64    // that the peer may still send
+	grown      int64    // what window has grown beyond its first size
+	owed       int64    // taken and not yet given back
+	recvErr    error    // after the bytes in recv; io.EOF for a clean end
+	dropped    bool     // by Close: received bytes are thrown away
+	isHead     bool     // client: the answer is here. Server: it was given
+	status     int      // of the answer
+	head       Head     // what the peer has sent
+	trailer    []Field
 	readBy     deadline
 	expired    bool // of readBy
 }
 
-func newStream(c *conn) *Stream {
-	s := &Stream{c: c, answered: make(chan struct{}), cancel: func() {}, window: int64(c.firstWindow())}
-	s.recvWindow = s.window
+func newStream(c *Conn) *Stream {
+	s := &Stream{c: c, cancel: func() {}}
+	if c.cfg.Client {
+		s.answered = make(chan struct{})
+	}
 	s.writable.L = &c.mu
 	s.readable.L = &s.mu
 	return s
 }
 
-// Header returns the header fields that the peer has sent, which must not be
-// changed.
-func (s *Stream) Header() []Field {
+// Context ends when a request's stream has ended both ways, or its connection.
+// Only a server's stream has one.
+func (s *Stream) Context() context.Context { return s.ctx }
+
+// Head returns the head that the peer has sent: the request, or the answer once
+// it is there. Its fields must not be changed.
+func (s *Stream) Head() Head {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.header
+	return s.head
 }
 
-// LocalAddr returns the tunnel's own address.
+// Header returns the fields of Head.
+func (s *Stream) Header() []Field { return s.Head().Fields }
+
+// Trailer returns the trailers that the peer has sent, nil before io.EOF.
+func (s *Stream) Trailer() []Field {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.trailer
+}
+
+// Early returns how many bytes have been sent with the request.
+func (s *Stream) Early() int { return s.early }
+
+// Answered is closed when Answer no longer waits.
+func (s *Stream) Answered() <-chan struct{} { return s.answered }
+
+// Answer waits for the answer to a request of ours. [ErrUnprocessed] and
+// [ErrNoRoom] say that the request may be sent again.
+func (s *Stream) Answer() (Head, error) {
+	<-s.answered
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.isHead {
+		return s.head, nil
+	}
+	err := *s.sendErr.Load()
+	// "Any request that was sent on the reset stream can be safely retried."
+	// https://www.rfc-editor.org/rfc/rfc9113#section-8.7
+	if reset, ok := err.(*ResetError); ok && reset.Code == RefusedStream { //nolint:errorlint // set by us, bare
+		return Head{}, ErrUnprocessed
+	}
+	return Head{}, err
+}
+
+// LocalAddr returns the connection's own address.
 func (s *Stream) LocalAddr() net.Addr { return s.c.net.LocalAddr() }
 
-// RemoteAddr returns the tunnel's other address.
+// RemoteAddr returns the connection's other address.
 func (s *Stream) RemoteAddr() net.Addr { return s.c.net.RemoteAddr() }
 
 // Write sends p. It returns when the bytes have been handed to the connection
 // or are the next to be. A deadline or Close ends a Write that waits for flow
 // control; one that is already writing to a connection that takes no bytes
-// ends with the tunnel.
+// ends with the connection.
 func (s *Stream) Write(p []byte) (int, error) {
 	s.wmu.Lock()
 	defer s.wmu.Unlock()
 	if len(p) == 0 {
-		return 0, s.mayWrite()
+		return 0, s.stopped(false)
 	}
 	sent := 0
 	for sent < len(p) {
@@ -113,11 +157,8 @@ func (s *Stream) Write(p []byte) (int, error) {
 	return sent, nil
 }
 
-// mayWrite reports why Write must not go on.
-func (s *Stream) mayWrite() error { return s.stopped(false) }
-
-// stopped reports why a DATA frame must not be sent. A deadline does not keep
-// a stream from being ended.
+// stopped reports why a frame must not be sent. A deadline does not keep a
+// stream from being ended.
 func (s *Stream) stopped(end bool) error {
 	if err := s.sendErr.Load(); err != nil {
 		return *err
@@ -170,15 +211,15 @@ func (s *Stream) ended(direction *bool) {
 // then, and for what it may yet send, the stream is reset.
 func (s *Stream) Close() error {
 	s.endWriting()
-	s.close(func(localEnd bool) http2.ErrCode {
+	s.close(func(localEnd bool) ErrCode {
 		// "A server MAY request that the client abort transmission of a
 		// request without error by sending a RST_STREAM with an error code of
 		// NO_ERROR after sending a complete response"
 		// https://www.rfc-editor.org/rfc/rfc9113#section-8.1
-		if localEnd && !s.c.client {
-			return http2.ErrCodeNo
+		if localEnd && !s.c.cfg.Client {
+			return NoError
 		}
-		return http2.ErrCodeCancel
+		return Cancel
 	})
 	return nil
 }
@@ -199,12 +240,12 @@ func (s *Stream) endWriting() {
 	s.ended(&s.localEnd)
 }
 
-// Reset is Close for a connection that must not look as if it had ended well.
+// Reset is Close for a stream that must not look as if it had ended well.
 func (s *Stream) Reset() {
-	s.close(func(bool) http2.ErrCode { return http2.ErrCodeCancel })
+	s.close(func(bool) ErrCode { return Cancel })
 }
 
-func (s *Stream) close(code func(localEnd bool) http2.ErrCode) {
+func (s *Stream) close(code func(localEnd bool) ErrCode) {
 	c := s.c
 	c.mu.Lock()
 	if s.closed {
@@ -218,13 +259,16 @@ func (s *Stream) close(code func(localEnd bool) http2.ErrCode) {
 	s.writeBy.stop()
 	c.mu.Unlock()
 
-	s.end(net.ErrClosed, net.ErrClosed)
 	s.mu.Lock()
-	s.recvErr = net.ErrClosed
 	s.dropped = true
 	s.recv.drop()
 	s.readBy.stop()
+	s.recvErr = net.ErrClosed
+	grown := s.grown
+	s.grown = 0
 	s.mu.Unlock()
+	c.shrink(grown)
+	s.end(net.ErrClosed, net.ErrClosed)
 	if unfinished {
 		c.writeReset(s.id, code(localEnd))
 	}
@@ -241,45 +285,24 @@ func (s *Stream) end(recvErr, sendErr error) {
 	s.writable.Broadcast()
 	s.c.mu.Unlock()
 	s.c.w.wake()
-
-	s.mu.Lock()
-	if s.recvErr == nil {
-		s.recvErr = recvErr
-	}
-	s.answer1()
-	s.readable.Broadcast()
-	s.mu.Unlock()
+	s.endReading(recvErr)
 	s.cancel()
-}
-
-// answer1 lets open go on; s.mu is held.
-func (s *Stream) answer1() {
-	select {
-	case <-s.answered:
-	default:
-		close(s.answered)
-	}
 }
 
 // remoteEnded is the peer's END_STREAM.
 func (s *Stream) remoteEnded() {
-	s.mu.Lock()
-	if s.recvErr == nil {
-		s.recvErr = io.EOF
-	}
-	s.readable.Broadcast()
-	s.mu.Unlock()
+	s.endReading(io.EOF)
 	s.ended(&s.remoteEnd)
 }
 
 // peerReset is the peer's RST_STREAM, which also ends what we send. Before its
 // END_STREAM it is an error for the reader, whatever the code, and not the EOF
 // of spec/ztunnel.md §2.11: what was received may not be the whole.
-func (s *Stream) peerReset(code http2.ErrCode) {
+func (s *Stream) peerReset(code ErrCode) {
 	c := s.c
 	c.mu.Lock()
 	after := c.forget(s)
-	if !c.client && !s.handled && !s.zombie {
+	if !c.cfg.Client && !s.handled && !s.zombie {
 		s.zombie = true
 		c.zombies++
 	}
@@ -296,6 +319,7 @@ func (s *Stream) SetDeadline(t time.Time) error {
 }
 
 // SetReadDeadline bounds present and future reads; the zero time removes it.
+// It does not bound Forward.
 func (s *Stream) SetReadDeadline(t time.Time) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -1,16 +1,14 @@
-package hbone
+package h2
 
 import (
 	"crypto/rand"
 	"time"
-
-	"golang.org/x/net/http2"
 )
 
 // A pinger finds out whether the peer is still there: a PING after
 // PingInterval without one, and the end of the connection when the answer
 // takes PingTimeout. Pings do not depend on other traffic (spec/ztunnel.md
-// §2.10). Its fields are under conn.mu.
+// §2.10). Its fields are under Conn.mu.
 type pinger struct {
 	timer   *time.Timer
 	waiting bool
@@ -18,7 +16,7 @@ type pinger struct {
 	turn    int // a timer of an older turn that fires late is ignored
 }
 
-func (c *conn) startPings() {
+func (c *Conn) startPings() {
 	if c.cfg.PingInterval < 0 {
 		return
 	}
@@ -30,7 +28,7 @@ func (c *conn) startPings() {
 }
 
 // armPing calls next after d unless something else happens before.
-func (c *conn) armPing(d time.Duration, next func()) {
+func (c *Conn) armPing(d time.Duration, next func()) {
 	c.stopPings()
 	turn := c.ping.turn
 	c.ping.timer = time.AfterFunc(d, func() {
@@ -44,7 +42,7 @@ func (c *conn) armPing(d time.Duration, next func()) {
 }
 
 // stopPings is also called when the connection ends; c.mu is held.
-func (c *conn) stopPings() {
+func (c *Conn) stopPings() {
 	c.ping.turn++
 	if c.ping.timer != nil {
 		c.ping.timer.Stop()
@@ -52,7 +50,7 @@ func (c *conn) stopPings() {
 	}
 }
 
-func (c *conn) sendPing() {
+func (c *Conn) sendPing() {
 	c.mu.Lock()
 	if c.err != nil {
 		c.mu.Unlock()
@@ -62,13 +60,13 @@ func (c *conn) sendPing() {
 	_, _ = rand.Read(c.ping.data[:]) // never fails
 	data := c.ping.data
 	c.ping.waiting = true
-	c.armPing(c.cfg.PingTimeout, func() { c.abort(http2.ErrCodeNo, errPingTimeout) })
+	c.armPing(c.cfg.PingTimeout, func() { c.Abort(NoError, ErrPingTimeout) })
 	c.mu.Unlock()
-	c.w.control(func(fr *http2.Framer) error { return fr.WritePing(false, data) })
+	c.w.control(func(b []byte) []byte { return appendPing(b, false, data) })
 }
 
 // pong is the answer to some PING of ours.
-func (c *conn) pong(data [8]byte) {
+func (c *Conn) pong(data [8]byte) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.ping.waiting && c.ping.data == data && c.err == nil {

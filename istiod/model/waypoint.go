@@ -115,32 +115,40 @@ func (w Waypoint) WithAddress(clusterDomain string) Waypoint {
 	return w
 }
 
-// listenerAllows finds the listener HBONE/15008 and reads whom it admits. The
-// default, and the answer for a selector that does not parse, is the same
-// namespace only.
+// listenerAllows reads whom the listener HBONE/15008 admits. A waypoint of ours
+// without one has a mistake in it, which its status names: whom its first listener
+// admits stays attached, as its deployment stays, since to detach is to go past
+// the waypoint.
 func listenerAllows(g *gatewayv1.Gateway) Allowed {
 	for _, listener := range g.Spec.Listeners {
-		if string(listener.Protocol) != mesh.ProtocolHBONE || listener.Port != mesh.PortHBONE {
-			continue
+		if string(listener.Protocol) == mesh.ProtocolHBONE && listener.Port == mesh.PortHBONE {
+			return admits(listener.AllowedRoutes)
 		}
-		routes := listener.AllowedRoutes
-		if routes == nil || routes.Namespaces == nil || routes.Namespaces.From == nil {
+	}
+	if string(g.Spec.GatewayClassName) == mesh.WaypointGatewayClass && len(g.Spec.Listeners) > 0 {
+		return admits(g.Spec.Listeners[0].AllowedRoutes)
+	}
+	return Allowed{}
+}
+
+// admits reads allowedRoutes. The default, and the answer for a selector that does
+// not parse, is the same namespace only.
+func admits(routes *gatewayv1.AllowedRoutes) Allowed {
+	if routes == nil || routes.Namespaces == nil || routes.Namespaces.From == nil {
+		return Allowed{}
+	}
+	switch *routes.Namespaces.From {
+	case gatewayv1.NamespacesFromAll:
+		return Allowed{All: true}
+	case gatewayv1.NamespacesFromSelector:
+		selector, err := metav1.LabelSelectorAsSelector(routes.Namespaces.Selector)
+		if err != nil {
 			return Allowed{}
 		}
-		switch *routes.Namespaces.From {
-		case gatewayv1.NamespacesFromAll:
-			return Allowed{All: true}
-		case gatewayv1.NamespacesFromSelector:
-			selector, err := metav1.LabelSelectorAsSelector(routes.Namespaces.Selector)
-			if err != nil {
-				return Allowed{}
-			}
-			return Allowed{Selector: selector}
-		case gatewayv1.NamespacesFromNone:
-			return Allowed{None: true}
-		case gatewayv1.NamespacesFromSame:
-		}
-		return Allowed{}
+		return Allowed{Selector: selector}
+	case gatewayv1.NamespacesFromNone:
+		return Allowed{None: true}
+	case gatewayv1.NamespacesFromSame:
 	}
 	return Allowed{}
 }

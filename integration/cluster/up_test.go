@@ -153,13 +153,16 @@ func TestUpInterrupted(t *testing.T) {
 	config := testConfig(t)
 	before, settings := traces(t, config.Name), hostSettings(t)
 	t.Cleanup(func() { _, _ = Down(context.WithoutCancel(t.Context()), config.Name, func(string) {}) })
-	for _, after := range []time.Duration{30, 100, 200, 400, 800, 1500, 3000, 6000} {
+	for i, after := range []time.Duration{30, 100, 200, 400, 800, 1500, 3000, 6000} {
 		after *= time.Millisecond
 		ctx, cancel := context.WithTimeout(t.Context(), after)
 		_, err := Up(ctx, config)
 		cancel()
-		if err == nil {
-			t.Fatalf("up takes less than %s", after)
+		if err == nil { // up already, on a fast machine
+			if i < 5 {
+				t.Errorf("up takes less than %s: the moments are too late", after)
+			}
+			break
 		}
 		checkNothingLeft(t, config.Name, before, settings)
 
@@ -175,6 +178,10 @@ func TestUpInterrupted(t *testing.T) {
 		}
 		checkNothingLeft(t, config.Name, before, settings)
 	}
+	if _, err := Down(t.Context(), config.Name, func(string) {}); err != nil {
+		t.Error(err)
+	}
+	checkNothingLeft(t, config.Name, before, settings)
 }
 
 // localProgram runs a program on n1 that is where only the host has one.

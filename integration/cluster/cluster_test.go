@@ -135,8 +135,15 @@ func TestParseStat(t *testing.T) {
 	fields := " S 1 1 1 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 12345 99 1\n"
 	for _, name := range []string{"bash", "a b", "x) S 1 (y", "(", ")"} {
 		got, err := parseStat([]byte("42 (" + name + ")" + fields))
-		if err != nil || got != (stat{state: 'S', started: 12345}) {
+		if err != nil || got != (stat{started: 12345}) {
 			t.Errorf("name %q: %+v, %v", name, got, err)
+		}
+	}
+	for start, ended := range map[string]bool{"S 1": false, "Z 1": true, "X 1": true, "Z 2": false} { // state, threads
+		state, threads, _ := strings.Cut(start, " ")
+		got, err := parseStat([]byte("42 (x) " + state + " 1 1 1 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 " + threads + " 0 12345 99 1\n"))
+		if err != nil || got.ended != ended {
+			t.Errorf("state and threads %s: ended %v, %v", start, got.ended, err)
 		}
 	}
 	for _, bad := range []string{"", "42 bash S", "42 (bash) S 1", "42 (bash) SS" + fields, "42 (bash) S 1 1 1 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 x 99\n"} {

@@ -38,7 +38,7 @@ func processOf(pid int) (process, error) {
 
 // stat is what we want to know of /proc/PID/stat.
 type stat struct {
-	state   byte
+	ended   bool // a zombie, or less
 	started uint64
 }
 
@@ -50,7 +50,7 @@ func parseStat(content []byte) (stat, error) {
 		return stat{}, errors.New("no name in parentheses")
 	}
 	fields := strings.Fields(string(rest)) // from field 3 on
-	const startTime = 22 - 3
+	const threads, startTime = 20 - 3, 22 - 3
 	if len(fields) <= startTime || len(fields[0]) != 1 {
 		return stat{}, fmt.Errorf("%d fields after the name", len(fields))
 	}
@@ -58,7 +58,10 @@ func parseStat(content []byte) (stat, error) {
 	if err != nil {
 		return stat{}, fmt.Errorf("start time: %w", err)
 	}
-	return stat{state: fields[0][0], started: started}, nil
+	// The first thread alone is a zombie, for a moment, when another one has called
+	// execve(2).
+	ended := (fields[0] == "Z" && fields[threads] == "1") || fields[0] == "X"
+	return stat{ended: ended, started: started}, nil
 }
 
 // alive says whether the process runs; a zombie does not.
@@ -75,7 +78,7 @@ func (p process) alive() bool {
 		return false
 	}
 	fields, err := parseStat(content)
-	return err == nil && fields.state != 'Z' && fields.state != 'X'
+	return err == nil && !fields.ended
 }
 
 // kill ends the process and waits until it has gone.

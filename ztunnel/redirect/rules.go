@@ -58,11 +58,29 @@ func captureRules(o Options) []chain {
 		outbound = append(outbound, rule{"capture outbound", join(
 			tcp(), notLoopback, mark(expr.CmpOpNeq, mesh.MarkZtunnel), opening(), redirectTo(mesh.PortOutbound))})
 	}
-	all := chains(inbound, outbound)
+	all := append(chains(inbound, outbound), guard())
 	if o.DNS {
 		all = append(all, untracked()...)
 	}
 	return all
+}
+
+// guard drops what opens a connection from outside and was not redirected. To connection
+// tracking the packet may belong to a flow that is there already, made by a bare ACK that
+// somebody sent before, and then the rules of translation are not asked. The price: who
+// opens a connection anew from the port of one that is older than the rules is dropped
+// until tracking has forgotten that one.
+func guard() chain {
+	var rules []rule
+	for _, a := range []netip.Addr{netip.MustParseAddr(mesh.ProbeSourceIPv4), netip.MustParseAddr(mesh.ProbeSourceIPv6)} {
+		rules = append(rules, rule{"probe", join(tcp(), source(a), accept())})
+	}
+	rules = append(rules, rule{"opened past ztunnel", join(
+		tcp(), notFromLoopback(), port(expr.CmpOpNeq, mesh.PortHBONE), mark(expr.CmpOpNeq, mesh.MarkZtunnel), opening(), notTranslated(), count(), drop())})
+	return chain{
+		name: "guard", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPrerouting,
+		priority: new(*nftables.ChainPriorityNATDest + 10), rules: rules,
+	}
 }
 
 const portDomain = 53 // of resolvers
@@ -203,13 +221,14 @@ func opening() []expr.Any {
 	return compareMasked(payload(expr.PayloadBaseTransportHeader, tcpFlags, 1), []byte{fin | syn | rst | ack}, expr.CmpOpEq, []byte{syn})
 }
 
-func viaLoopback() []expr.Any    { return loopbackOut(expr.CmpOpEq) }
-func notViaLoopback() []expr.Any { return loopbackOut(expr.CmpOpNeq) }
+func viaLoopback() []expr.Any     { return loopback(expr.MetaKeyOIFNAME, expr.CmpOpEq) }
+func notViaLoopback() []expr.Any  { return loopback(expr.MetaKeyOIFNAME, expr.CmpOpNeq) }
+func notFromLoopback() []expr.Any { return loopback(expr.MetaKeyIIFNAME, expr.CmpOpNeq) }
 
-func loopbackOut(op expr.CmpOp) []expr.Any {
+func loopback(key expr.MetaKey, op expr.CmpOp) []expr.Any {
 	name := make([]byte, unix.IFNAMSIZ)
 	copy(name, "lo")
-	return compare(&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: reg}, op, name)
+	return compare(&expr.Meta{Key: key, Register: reg}, op, name)
 }
 
 func mark(op expr.CmpOp, m uint32) []expr.Any {

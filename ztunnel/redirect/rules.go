@@ -76,7 +76,8 @@ func guard() chain {
 		rules = append(rules, rule{"probe", join(tcp(), source(a), accept())})
 	}
 	rules = append(rules, rule{"opened past ztunnel", join(
-		tcp(), notFromLoopback(), port(expr.CmpOpNeq, mesh.PortHBONE), mark(expr.CmpOpNeq, mesh.MarkZtunnel), opening(), notTranslated(), count(), drop())})
+		tcp(), notFromLoopback(), port(expr.CmpOpNeq, mesh.PortHBONE), port(expr.CmpOpNeq, mesh.PortInboundPlain), // which stays as it is
+		mark(expr.CmpOpNeq, mesh.MarkZtunnel), opening(), notTranslated(), count(), drop())})
 	return chain{
 		name: "guard", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPrerouting,
 		priority: new(*nftables.ChainPriorityNATDest + 10), rules: rules,

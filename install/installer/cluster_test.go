@@ -22,6 +22,7 @@ import (
 	"k8s.io/client-go/discovery"
 	"k8s.io/client-go/rest"
 
+	"github.com/ambit-mesh/ambit/apis/mesh"
 	"github.com/ambit-mesh/ambit/install/crds"
 )
 
@@ -164,6 +165,12 @@ func (b *bed) compare(before []string) {
 // make creates an object, as istiod or a user would.
 func (b *bed) make(manifest string) {
 	b.t.Helper()
+	b.makeAs("test", manifest)
+}
+
+// makeAs creates an object under a field manager's name.
+func (b *bed) makeAs(manager, manifest string) {
+	b.t.Helper()
 	objects, err := decode([]byte(manifest))
 	if err != nil {
 		b.t.Fatal(err)
@@ -174,7 +181,7 @@ func (b *bed) make(manifest string) {
 		if err != nil {
 			b.t.Fatal(err)
 		}
-		if _, err := client.Create(b.t.Context(), o, metav1.CreateOptions{}); err != nil {
+		if _, err := client.Create(b.t.Context(), o, metav1.CreateOptions{FieldManager: manager}); err != nil {
 			b.t.Fatalf("%s %s: %v", o.GetKind(), o.GetName(), err)
 		}
 	}
@@ -200,7 +207,7 @@ func TestClusterInstallTwiceAndUninstall(t *testing.T) {
 	b.install()
 	b.said("gateway API: v1.7.0 installed")
 	b.said("release ambit-ztunnel installed, revision 1")
-	b.make(asIstiodMakes)
+	b.makeAs(mesh.ServiceIstiod, asIstiodMakes)
 
 	second := newBed(t, func(c *Config) { c.Values = parse(t, "istiod: {podAnnotations: {second: 'yes'}}") })
 	second.install()
@@ -261,7 +268,7 @@ func TestClusterWhatIsOthersStays(t *testing.T) {
 	b.foreignDefinition()
 	b.install()
 	b.said("1 of Istio's definitions are there already and are left as they are; they belong to no release")
-	b.make(asIstiodMakes)
+	b.makeAs(mesh.ServiceIstiod, asIstiodMakes)
 	b.make(`{apiVersion: networking.istio.io/v1, kind: VirtualService, metadata: {name: users, namespace: default}, spec: {hosts: [a], http: [{route: [{destination: {host: a}}]}]}}`)
 	b.uninstall(false)
 	left := b.everything()

@@ -2,6 +2,7 @@ package ztunnel
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
 	"slices"
 	"sync"
@@ -14,8 +15,8 @@ import (
 
 const (
 	demandTimeout = 5 * time.Second
-	// maxAbsent is how many addresses stay subscribed to that istiod does not know.
-	// A pod that scans the Internet must not make us subscribe to all of it.
+	// maxAbsent is how many addresses stay subscribed to that istiod does not know,
+	// and how many about which it has said nothing in time. A pod that scans the Internet must not make us subscribe to all of it.
 	maxAbsent = 4096
 )
 
@@ -27,8 +28,9 @@ type demand struct {
 	store   *workload.Store
 	timeout time.Duration
 
-	mu     sync.Mutex
-	absent []string // that istiod says it does not know, the latest last
+	mu         sync.Mutex
+	absent     []string // that istiod says it does not know, the latest last
+	unanswered []string // that nothing was said about in time, the latest last
 }
 
 // subscriber is what demand needs of an xds.Client.
@@ -39,37 +41,68 @@ type subscriber interface {
 
 // Address returns when the store knows a workload or service at an address, and
 // the waypoints and gateways that it names; when istiod does not know it; or
-// when ctx ends or time is up: then the connection is treated as if nothing
-// was known.
-func (d *demand) Address(ctx context.Context, network string, ip netip.Addr) {
+// when ctx ends or time is up. It is an error if nothing has been said of the
+// address then: what is there may be of the mesh, which is not to be sent
+// plaintext. The plan sees itself what waypoint or gateway is not known.
+func (d *demand) Address(ctx context.Context, network string, ip netip.Addr) error {
 	ctx, cancel := context.WithTimeout(ctx, d.timeout)
 	defer cancel()
 	name := workload.NetworkAddress{Network: network, IP: ip}.String()
 	known := func(s *workload.Snapshot) bool {
 		return s.ByIP(network, ip) != nil || len(s.ServicesAt(network, ip)) > 0
 	}
-	if !d.await(ctx, name, known) {
-		return
+	if err := d.await(ctx, name, known); err != nil {
+		return fmt.Errorf("istiod has not said what is at %s: %w", name, err)
 	}
 	s := d.store.Snapshot()
 	for _, g := range gateways(s, network, ip) {
-		d.await(ctx, g.String(), func(s *workload.Snapshot) bool {
+		_ = d.await(ctx, g.String(), func(s *workload.Snapshot) bool {
 			if g.ByAddress() {
 				return s.ByIP(g.Address.Network, g.Address.IP) != nil || len(s.ServicesAt(g.Address.Network, g.Address.IP)) > 0
 			}
 			return s.Service(g.Host) != nil || s.WorkloadByHostname(g.Host) != nil
 		})
 	}
+	return nil
 }
 
-// await asks for a name unless it is known, and reports whether it is now.
-func (d *demand) await(ctx context.Context, name string, known func(*workload.Snapshot) bool) bool {
+// await asks for a name unless it is known. Without an error it is known now, or
+// known to be absent.
+func (d *demand) await(ctx context.Context, name string, known func(*workload.Snapshot) bool) error {
 	if known(d.store.Snapshot()) {
-		return true
+		return nil
 	}
 	d.client.Subscribe(mesh.TypeAddress, name)
 	err := d.store.Await(ctx, func(s *workload.Snapshot) bool { return known(s) || d.isAbsent(name) })
-	return err == nil && known(d.store.Snapshot())
+	if err != nil {
+		d.leave(name)
+	}
+	return err
+}
+
+// leave notes that nothing was said of a name in time. It stays subscribed, so
+// that a late answer serves later connections.
+func (d *demand) leave(name string) {
+	var forget []string
+	d.mu.Lock()
+	if !slices.Contains(d.unanswered, name) {
+		d.unanswered, forget = limit(append(d.unanswered, name))
+	}
+	d.mu.Unlock()
+	d.forget(forget)
+}
+
+// limit leaves maxAbsent names, the latest, and returns the others.
+func limit(names []string) (kept, others []string) {
+	n := max(0, len(names)-maxAbsent)
+	others = slices.Clone(names[:n])
+	return slices.Delete(names, 0, n), others
+}
+
+func (d *demand) forget(names []string) {
+	if len(names) > 0 {
+		d.client.Unsubscribe(mesh.TypeAddress, names...)
+	}
 }
 
 // gateways lists what must be known, too, before a connection to an address can
@@ -117,14 +150,10 @@ func (d *demand) note(u xds.Update) {
 	}
 	var forget []string
 	d.mu.Lock()
-	d.absent = slices.DeleteFunc(d.absent, func(name string) bool { return told[name] })
-	d.absent = append(d.absent, u.Removed...)
-	if n := len(d.absent) - maxAbsent; n > 0 {
-		forget = slices.Clone(d.absent[:n])
-		d.absent = slices.Delete(d.absent, 0, n)
-	}
+	isTold := func(name string) bool { return told[name] }
+	d.absent = slices.DeleteFunc(d.absent, isTold)
+	d.unanswered = slices.DeleteFunc(d.unanswered, isTold)
+	d.absent, forget = limit(append(d.absent, u.Removed...))
 	d.mu.Unlock()
-	if len(forget) > 0 {
-		d.client.Unsubscribe(mesh.TypeAddress, forget...)
-	}
+	d.forget(forget)
 }

@@ -48,29 +48,27 @@ func (a *asked) String() string {
 }
 
 // demandTest runs a test in a bubble. wanted starts a demand and returns a channel
-// that is closed when it returns.
-func demandTest(t *testing.T, test func(t *testing.T, d *demand, a *asked, wanted func(ip string) <-chan struct{})) {
+// for what it returns.
+func demandTest(t *testing.T, test func(t *testing.T, d *demand, a *asked, wanted func(ip string) <-chan error)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		a := &asked{}
 		d := &demand{client: a, store: workload.NewStore("", ""), timeout: demandTimeout}
-		test(t, d, a, func(ip string) <-chan struct{} {
-			done := make(chan struct{})
-			go func() {
-				d.Address(t.Context(), "net", netip.MustParseAddr(ip))
-				close(done)
-			}()
+		test(t, d, a, func(ip string) <-chan error {
+			done := make(chan error, 1)
+			go func() { done <- d.Address(t.Context(), "net", netip.MustParseAddr(ip)) }()
 			synctest.Wait()
 			return done
 		})
 	})
 }
 
-func over(done <-chan struct{}) bool {
+// over reports whether a demand has returned, without an error.
+func over(done <-chan error) bool {
 	synctest.Wait()
 	select {
-	case <-done:
-		return true
+	case err := <-done:
+		return err == nil
 	default:
 		return false
 	}
@@ -86,7 +84,7 @@ func deliver(t *testing.T, d *demand, resources ...*discoveryv3.Resource) {
 // TestDemandGateways: an answer under another name than that asked for counts,
 // and a service's waypoint is asked for, too.
 func TestDemandGateways(t *testing.T) {
-	demandTest(t, func(t *testing.T, d *demand, a *asked, wanted func(string) <-chan struct{}) {
+	demandTest(t, func(t *testing.T, d *demand, a *asked, wanted func(string) <-chan error) {
 		t.Helper()
 		done := wanted("10.0.0.1")
 		if over(done) || a.String() != "[net/10.0.0.1]" {
@@ -115,7 +113,7 @@ func TestDemandGateways(t *testing.T) {
 // TestDemandAbsent: what istiod does not know returns at once, from then on
 // without asking, until istiod says otherwise.
 func TestDemandAbsent(t *testing.T) {
-	demandTest(t, func(t *testing.T, d *demand, a *asked, wanted func(string) <-chan struct{}) {
+	demandTest(t, func(t *testing.T, d *demand, a *asked, wanted func(string) <-chan error) {
 		t.Helper()
 		done := wanted("10.0.0.2")
 		d.apply(xds.Update{Removed: []string{"net/10.0.0.2"}})
@@ -140,21 +138,61 @@ func TestDemandAbsent(t *testing.T) {
 	})
 }
 
-// TestDemandTimeout: no answer holds a connection for a while only.
+// TestDemandTimeout: no answer holds a connection for a while only, and is an
+// error, unlike the answer that there is nothing. An answer that comes late counts
+// for later connections.
 func TestDemandTimeout(t *testing.T) {
-	demandTest(t, func(t *testing.T, d *demand, _ *asked, wanted func(string) <-chan struct{}) {
+	demandTest(t, func(t *testing.T, d *demand, a *asked, wanted func(string) <-chan error) {
 		t.Helper()
 		done := wanted("10.0.0.3")
 		time.Sleep(demandTimeout - time.Millisecond)
-		if over(done) {
+		synctest.Wait()
+		if len(done) > 0 {
 			t.Error("returned early")
 		}
 		time.Sleep(2 * time.Millisecond)
-		if !over(done) {
-			t.Error("waits longer than its time")
+		synctest.Wait()
+		if len(done) == 0 {
+			t.Fatal("waits longer than its time")
+		}
+		if err := <-done; !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("without an answer: %v", err)
 		}
 		ctx, cancel := context.WithCancelCause(t.Context())
-		cancel(errors.New("gone"))
-		d.Address(ctx, "net", netip.MustParseAddr("10.0.0.4")) // returns
+		gone := errors.New("gone")
+		cancel(gone)
+		if err := d.Address(ctx, "net", netip.MustParseAddr("10.0.0.4")); !errors.Is(err, gone) {
+			t.Errorf("when the connection is gone: %v", err)
+		}
+		d.apply(xds.Update{Removed: []string{"net/10.0.0.3"}})
+		if !over(wanted("10.0.0.3")) {
+			t.Error("a late answer does not count")
+		}
+		if !slices.Equal(d.unanswered, []string{"net/10.0.0.4"}) {
+			t.Errorf("unanswered: %v", d.unanswered)
+		}
+		for i := range maxAbsent + 10 {
+			_ = d.Address(ctx, "net", netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}))
+		}
+		if len(d.unanswered) != maxAbsent || len(a.names) > maxAbsent+2 {
+			t.Errorf("%d unanswered and %d subscribed, want at most %d", len(d.unanswered), len(a.names), maxAbsent)
+		}
+	})
+}
+
+// TestDemandGatewayTimeout: without its waypoint the destination is known, and it
+// is for the plan to say what cannot be reached.
+func TestDemandGatewayTimeout(t *testing.T) {
+	demandTest(t, func(t *testing.T, d *demand, a *asked, wanted func(string) <-chan error) {
+		t.Helper()
+		deliver(t, d, workloadtest.Resource(t, &api.Service{
+			Name: "s", Namespace: "ns", Hostname: "s.test", Addresses: []*api.NetworkAddress{{Network: "net", Address: []byte{10, 0, 0, 1}}},
+			Waypoint: workloadtest.ByHostname("ns", "waypoint.test"),
+		}))
+		done := wanted("10.0.0.1")
+		time.Sleep(demandTimeout + time.Millisecond)
+		if !over(done) || a.String() != "[ns/waypoint.test]" {
+			t.Errorf("an error or no return; asked for %s", a)
+		}
 	})
 }

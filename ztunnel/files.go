@@ -41,6 +41,8 @@ func (f *followed) read() (changed bool, err error) {
 			if err = f.set(text); err != nil {
 				err = fmt.Errorf("%s: %w", f.path, err)
 			}
+		} else {
+			f.last = nil // it may be readable next time
 		}
 	} else {
 		f.last = nil

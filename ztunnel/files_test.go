@@ -75,6 +75,14 @@ func TestFollowed(t *testing.T) {
 	want("gone", true, "V: stat ", "from b")
 	link("b")
 	want("back", true, "", "from b")
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(path, 0o700); err != nil { // there, and cannot be read
+		t.Fatal(err)
+	}
+	want("cannot be read", true, "V: read ", "from b")
+	want("still cannot be read", false, "V: read ", "from b")
 	if len(took) != 5 {
 		t.Errorf("took %q", took)
 	}

@@ -129,6 +129,25 @@ func TestGracefulEnd(t *testing.T) {
 	})
 }
 
+// TestDoneBeforeTheStart: "a SETTINGS frame ... MUST be the first frame" even
+// if there is nothing to serve any more.
+func TestDoneBeforeTheStart(t *testing.T) {
+	ctx, stop := context.WithCancel(context.Background())
+	stop()
+	for range 200 {
+		client, server := connPair(t)
+		served := make(chan struct{})
+		go func() {
+			defer close(served)
+			_ = Serve(ctx, server, Config{Grace: time.Nanosecond}, echo(t)) // whoever has ended it
+		}()
+		p := newPeer(t, client)
+		p.want("first", "SETTINGS")
+		_ = client.Close()
+		<-served
+	}
+}
+
 func TestGraceEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		handle, streams := accepting(t)

@@ -22,6 +22,7 @@ func Serve(ctx context.Context, conn net.Conn, cfg Config, handle func(*Incoming
 	config.Base = context.WithoutCancel(ctx)
 	config.Handle = func(s *Stream) { incoming(s, handle) }
 	c := h2.New(transport(conn), config)
+	c.Start() // SETTINGS come before what Drain sends
 	var draining sync.WaitGroup
 	draining.Go(func() {
 		select {
@@ -30,7 +31,6 @@ func Serve(ctx context.Context, conn net.Conn, cfg Config, handle func(*Incoming
 		case <-c.Done():
 		}
 	})
-	c.Start()
 	err := c.Run()
 	c.Wait()
 	draining.Wait()

@@ -241,6 +241,36 @@ func TestRefusedEndpointsAreAvoided(t *testing.T) {
 	}
 }
 
+// TestRefusedMeanwhile: endpoints begin and cease to be avoided while one is
+// chosen, since other connections fail and work then. Each is asked about once.
+func TestRefusedMeanwhile(t *testing.T) {
+	for _, n := range []int{2, 3, manyEndpoints - 1} {
+		s := workloadtest.Snapshot(t, append(crowd(n, nil), pod("me", me))...)
+		for after := range 2*n + 1 {
+			for _, refused := range []bool{true, false} {
+				q := request(s, "10.96.0.1:80")
+				asked := map[string]int{}
+				calls := 0
+				q.Refused = func(uid string, _ uint16) bool {
+					asked[uid]++
+					calls++
+					return (calls > after) == refused
+				}
+				q.Rand = func(n uint64) uint64 { return n - 1 }
+				q.Load = func(string) int { return 0 }
+				if _, err := Outbound(s, q); err != nil {
+					t.Fatal(err)
+				}
+				for uid, times := range asked {
+					if times != 1 {
+						t.Errorf("%d endpoints: asked about %s %d times", n, uid, times)
+					}
+				}
+			}
+		}
+	}
+}
+
 func TestRetriable(t *testing.T) {
 	unhealthy := func(w *api.Workload) { w.Status = api.WorkloadStatus_UNHEALTHY }
 	for _, tc := range []struct {

@@ -43,30 +43,34 @@ func (c *choice) pick(endpoints []workload.Endpoint, byLocality [][]int32) *work
 	return c.read(endpoints)
 }
 
-// read is pick without luck.
+// read is pick without luck. Each endpoint is ranked once: what is known of
+// refusals may change meanwhile.
 func (c *choice) read(endpoints []workload.Endpoint) *workload.Endpoint {
+	var few [64]int32
+	fit := few[:0] // the indexes of those of the best class
 	best, total := class{}, uint64(0)
 	for i := range endpoints {
 		r, ok := c.rank(&endpoints[i])
 		if !ok {
 			continue
 		}
-		if total == 0 || best.below(r) {
-			best, total = r, 0
+		if len(fit) == 0 || best.below(r) {
+			best, total, fit = r, 0, fit[:0]
 		}
 		if r == best {
 			total += uint64(endpoints[i].Workload.Capacity)
+			fit = append(fit, int32(i))
 		}
 	}
 	if total == 0 {
 		return nil
 	}
-	a := c.nth(endpoints, best, c.q.Rand(total), nil)
+	a := nth(endpoints, fit, c.q.Rand(total), nil)
 	rest := total - uint64(a.Workload.Capacity)
 	if c.q.Load == nil || rest == 0 {
 		return a
 	}
-	return c.lighter(a, c.nth(endpoints, best, c.q.Rand(rest), a))
+	return c.lighter(a, nth(endpoints, fit, c.q.Rand(rest), a))
 }
 
 // ranked reports whether usable endpoints of the service differ in how well they
@@ -117,12 +121,12 @@ func (c *choice) lighter(a, b *workload.Endpoint) *workload.Endpoint {
 	return a
 }
 
-// nth returns the endpoint of a class that n falls to when each takes as many
-// numbers as it has capacity. One of them may be left out.
-func (c *choice) nth(endpoints []workload.Endpoint, of class, n uint64, except *workload.Endpoint) *workload.Endpoint {
-	for i := range endpoints {
+// nth returns the endpoint that n falls to when each of those at some indexes
+// takes as many numbers as it has capacity. One of them may be left out.
+func nth(endpoints []workload.Endpoint, at []int32, n uint64, except *workload.Endpoint) *workload.Endpoint {
+	for _, i := range at {
 		e := &endpoints[i]
-		if r, ok := c.rank(e); !ok || r != of || e == except {
+		if e == except {
 			continue
 		}
 		w := uint64(e.Workload.Capacity)
@@ -131,7 +135,7 @@ func (c *choice) nth(endpoints []workload.Endpoint, of class, n uint64, except *
 		}
 		n -= w
 	}
-	return nil
+	return nil // n is not below the sum
 }
 
 // another reports whether a usable endpoint besides one has not been tried.

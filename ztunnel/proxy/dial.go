@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"os"
 	"strings"
 	"syscall"
 
@@ -134,7 +135,12 @@ func (p *Proxy) dialTCP(ctx context.Context, to netip.AddrPort, source netip.Add
 	return conn, nil
 }
 
+// bindRefused reports whether the kernel did not let us have a source address. An
+// error of the connect itself may be of the same kind: no port is free, say.
 func bindRefused(err error) bool {
+	if call, ok := errors.AsType[*os.SyscallError](err); ok && call.Syscall == "connect" {
+		return false
+	}
 	return errors.Is(err, syscall.EADDRNOTAVAIL) || errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.EACCES)
 }
 

@@ -6,10 +6,14 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/binary"
+	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -300,9 +304,13 @@ func TestDemand(t *testing.T) {
 	asked := make(chan netip.Addr, 4)
 	var shop *pod
 	web := w.pod("web", func(c *Config) {
-		c.Demand = func(_ context.Context, _ string, ip netip.Addr) {
+		c.Demand = func(_ context.Context, _ string, ip netip.Addr) error {
+			if ip != shop.Addr {
+				return context.DeadlineExceeded
+			}
 			asked <- ip
 			w.apply(shop.message())
+			return nil
 		}
 	})
 	shop = w.pod("shop")
@@ -319,6 +327,10 @@ func TestDemand(t *testing.T) {
 	if len(asked) != 1 || <-asked != shop.Addr {
 		t.Errorf("asked %d times more", len(asked))
 	}
+	other := w.pod("other") // istiod does not say what it is: not a reason for plaintext
+	other.serve(8080, echo)
+	_ = web.dial(other.addr(8080))
+	web.wantReason(telemetry.UnknownDestination)
 }
 
 func TestAccessLinesFollowTheLevel(t *testing.T) {
@@ -355,6 +367,11 @@ func TestInboundOnly(t *testing.T) {
 	w.apply(web.message(), shop.message())
 	shop.serve(8080, echo)
 	ping(t, web.dial(shop.addr(8080)))
+	shop.proxy.bypass.mu.Lock()
+	if n := len(shop.proxy.bypass.dialled); n > 0 {
+		t.Errorf("%d connections are remembered, for ever", n)
+	}
+	shop.proxy.bypass.mu.Unlock()
 	for _, port := range []uint16{15001, 15006} {
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		if c, err := web.NS.Dial(ctx, shop.addr(port), noOptions); err == nil {
@@ -362,6 +379,24 @@ func TestInboundOnly(t *testing.T) {
 			t.Errorf("port %d is open", port)
 		}
 		cancel()
+	}
+}
+
+// TestBindRefused: a connect that fails is no reason to connect from elsewhere.
+func TestBindRefused(t *testing.T) {
+	for _, tc := range []struct {
+		err  error
+		want bool
+	}{
+		{fmt.Errorf("setsockopt IP_TRANSPARENT: %w", syscall.EPERM), true},
+		{fmt.Errorf("bind 10.0.0.1: %w", syscall.EADDRNOTAVAIL), true},
+		{fmt.Errorf("bind 10.0.0.1: %w", syscall.EINVAL), false},
+		{errors.Join(os.NewSyscallError("connect", syscall.EADDRNOTAVAIL), nil), false}, // no port is free
+		{os.NewSyscallError("connect", syscall.EPERM), false},                           // a firewall
+	} {
+		if got := bindRefused(&net.OpError{Op: "dial", Net: "tcp", Err: tc.err}); got != tc.want {
+			t.Errorf("%v: %v", tc.err, got)
+		}
 	}
 }
 

@@ -146,6 +146,7 @@ func TestMissingPolicyIsHeldThenRefused(t *testing.T) {
 		t.Errorf("%v", l.Err)
 	}
 	shop.proxy.held.Policy = patience // for the connections from here on
+	w.apply(web.message(), shop.message(named)) // which orders that before what reads it
 	c := web.dial(shop.addr(8080))
 	eventually(t, "the connection is held", func() bool { return shop.proxy.held.waiting.Load() == 1 })
 	w.apply(policy("late", security.Action_ALLOW, security.Scope_WORKLOAD_SELECTOR, principal("cluster.local/ns/web/sa/web")))

@@ -48,7 +48,9 @@ func (p *Proxy) outbound(conn *net.TCPConn, target netip.AddrPort) {
 	if source, err = p.awaitWorkload(p.life, from); err != nil {
 		return
 	}
-	p.demand(target.Addr(), source)
+	if err = p.demand(target.Addr(), source); err != nil {
+		return
+	}
 	var to plan.Plan
 	var far relay.Half
 	if to, far, err = p.connect(p.life, caller{source, src, from}, target, r); err != nil {
@@ -69,13 +71,24 @@ func (p *Proxy) outbound(conn *net.TCPConn, target netip.AddrPort) {
 }
 
 // demand asks for what is at an address, where istiod tells only on demand.
-func (p *Proxy) demand(ip netip.Addr, source *workload.Workload) {
+// Without an answer the connection is refused: the peer may be one that must not
+// be sent plaintext.
+func (p *Proxy) demand(ip netip.Addr, source *workload.Workload) error {
 	if p.cfg.Demand == nil {
-		return
+		return nil
 	}
 	s := p.cfg.Store.Snapshot()
-	if s.ByIP(p.cfg.Network, ip) == nil && s.ServiceByVIP(p.cfg.Network, ip, source.Namespace) == nil {
-		p.cfg.Demand(p.life, p.cfg.Network, ip)
+	if s.ByIP(p.cfg.Network, ip) != nil || s.ServiceByVIP(p.cfg.Network, ip, source.Namespace) != nil {
+		return nil
+	}
+	err := p.cfg.Demand(p.life, p.cfg.Network, ip)
+	switch {
+	case err == nil:
+		return nil
+	case p.life.Err() != nil:
+		return &telemetry.Refusal{Reason: telemetry.Shutdown, Err: err}
+	default:
+		return &telemetry.Refusal{Reason: telemetry.UnknownDestination, Err: err}
 	}
 }
 

@@ -100,8 +100,9 @@ type Config struct {
 	// TLS is what tunnels must use.
 	TLS mtls.Policy
 	// Demand asks istiod for what is at an address that the snapshot does not know, and
-	// returns when that has been answered; nil where istiod tells everything by itself.
-	Demand func(ctx context.Context, network string, ip netip.Addr)
+	// returns when that has been answered, with an error when it has not been; nil where
+	// istiod tells everything by itself.
+	Demand func(ctx context.Context, network string, ip netip.Addr) error
 }
 
 // Tristate is a choice that may be left to what the kernel allows.
@@ -198,7 +199,7 @@ func (p *Proxy) Listen() error {
 // Start opens the pod's listeners, unless Listen has, and serves them until Stop,
 // or until ctx ends. An error means that nothing runs.
 func (p *Proxy) Start(ctx context.Context) error {
-	p.bypass = bypass{settling: true, dialled: map[netns.TCPConn]bool{}, dialling: map[netip.AddrPort]int{}}
+	p.bypass = bypass{settling: !p.cfg.InboundOnly, dialled: map[netns.TCPConn]bool{}, dialling: map[netip.AddrPort]int{}}
 	if !p.cfg.InboundOnly {
 		p.notYetMeshed()
 	}

@@ -13,8 +13,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
-
-	"github.com/ambit-mesh/ambit/ztunnel/socket"
 )
 
 // A Half is one of the two connections, such as [*net.TCPConn]. Three optional
@@ -47,7 +45,7 @@ type Counters struct {
 // it early, close both.
 func Copy(caller, target Half, c *Counters) error {
 	r := &relay{caller: caller, target: target}
-	near, far := tcpSocket(caller), tcpSocket(target)
+	near, far := newTarget(caller, &c.Received), newTarget(target, &c.Sent)
 	there := direction{from: caller, to: target, source: near, sink: far, names: [2]string{"caller", "target"}, count: &c.Sent}
 	back := direction{from: target, to: caller, source: far, sink: near, names: [2]string{"target", "caller"}, count: &c.Received}
 	var other sync.WaitGroup
@@ -87,7 +85,7 @@ func (r *relay) abort(err error) {
 
 type direction struct {
 	from, to     Half
-	source, sink *socket.Conn // of from and to, nil if they are no TCP connections
+	source, sink *target // from and to, nil if they are no TCP connections
 	names        [2]string
 	count        *atomic.Uint64
 }
@@ -101,10 +99,9 @@ func (r *relay) forward(d direction, running *sync.WaitGroup) bool {
 	if d.sink == nil {
 		return false
 	}
-	out := &target{sock: d.sink, count: d.count}
 	running.Add(1)
-	from.Forward(out, func(err error) {
-		r.ended(d, out.err, err)
+	from.Forward(d.sink, func(err error) {
+		r.ended(d, d.sink.failed(), err)
 		running.Done()
 	})
 	return true
@@ -112,10 +109,12 @@ func (r *relay) forward(d direction, running *sync.WaitGroup) bool {
 
 // oneWay moves the bytes of one direction.
 func (r *relay) oneWay(d direction) {
-	out := &counter{to: d.to, count: d.count}
 	if d.sink != nil {
-		out.to = d.sink
+		err := move(d.sink, d)
+		r.ended(d, d.sink.failed(), err)
+		return
 	}
+	out := &counter{to: d.to, count: d.count}
 	err := move(out, d)
 	r.ended(d, out.err, err)
 }
@@ -126,9 +125,12 @@ func (r *relay) ended(d direction, writeErr, err error) {
 	switch {
 	case writeErr != nil && quiet(writeErr):
 		// The receiver takes no more. What it has sent before, such as an
-		// early answer, is still on its way: the other direction ends by itself.
+		// early answer, is still on its way: the other direction ends by itself,
+		// and asks wasReset how.
 	case writeErr != nil:
 		r.abort(fmt.Errorf("write to %s: %w", d.names[1], writeErr))
+	case err == nil && d.source != nil && d.source.wasReset():
+		r.abort(nil)
 	case err == nil:
 		if err := d.to.CloseWrite(); err != nil && !quiet(err) {
 			r.abort(fmt.Errorf("end writing to %s: %w", d.names[1], err))
@@ -157,9 +159,9 @@ func (c *counter) Write(p []byte) (int, error) {
 }
 
 // move copies until EOF, for which it returns nil.
-func move(to *counter, d direction) error {
+func move(to io.Writer, d direction) error {
 	if d.source != nil {
-		return moveTCP(to, d.source)
+		return moveTCP(to, d.source.sock)
 	}
 	if w, ok := d.from.(io.WriterTo); ok {
 		_, err := w.WriteTo(to)

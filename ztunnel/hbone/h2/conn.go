@@ -211,12 +211,24 @@ func (c *Conn) forget(s *Stream) (after func()) {
 	return c.emptied
 }
 
+// giveUp is forget for a stream that ends because of what the peer did. Its
+// handler counts until it answers, whoever sends the RST_STREAM: else a client
+// could have any number of them. c.mu is held.
+func (c *Conn) giveUp(s *Stream) (after func()) {
+	if !c.cfg.Client && !s.handled && !s.zombie {
+		s.zombie = true
+		c.zombies++
+	}
+	return c.forget(s)
+}
+
 // streamError ends one stream for something that the peer did wrong, §5.4.2.
-func (c *Conn) streamError(id uint32, code ErrCode, reason string) {
+// Only the reader may call it. The error is the connection's: too many of them.
+func (c *Conn) streamError(id uint32, code ErrCode, reason string) error {
 	c.mu.Lock()
 	s, after := c.streams[id], func() {}
 	if s != nil {
-		after = c.forget(s)
+		after = c.giveUp(s)
 	}
 	c.mu.Unlock()
 	if s != nil {
@@ -225,6 +237,7 @@ func (c *Conn) streamError(id uint32, code ErrCode, reason string) {
 	}
 	c.writeReset(id, code)
 	after()
+	return c.read.costly(reason)
 }
 
 func (c *Conn) writeReset(id uint32, code ErrCode) {

@@ -489,11 +489,47 @@ func TestFloods(t *testing.T) {
 			peer: FLOOD 100 HEADERS $ CONNECT ; RST $ CANCEL
 			want: GOAWAY 21 ENHANCE_YOUR_CALM
 			want: EOF`,
+		"reset by us while the handlers hang: no increment": `
+			peer: FLOOD 100 HEADERS $ CONNECT ; RAW 8 0 $ 00000000
+			want: GOAWAY 21 ENHANCE_YOUR_CALM
+			app: handlers => 10
+			want: EOF`,
+		"reset by us while the handlers hang: window too large": `
+			peer: FLOOD 100 HEADERS $ CONNECT ; WINDOW $ 0x7fffffff
+			want: GOAWAY 21 ENHANCE_YOUR_CALM
+			app: handlers => 10`,
+		"reset by us while the handlers hang: DATA after the end": `
+			peer: FLOOD 100 HEADERS $ CONNECT ; RAW 0 1 $ ; DATA $ x
+			want: GOAWAY 21 ENHANCE_YOUR_CALM
+			app: handlers => 10`,
+		"reset by us while the handlers hang: HEADERS after the end": `
+			peer: FLOOD 100 HEADERS $ CONNECT ; RAW 0 1 $ ; HEADERS $ a=b
+			want: GOAWAY 21 ENHANCE_YOUR_CALM
+			app: handlers => 10`,
+		"reset by us while the handlers hang: malformed PRIORITY": `
+			peer: FLOOD 100 HEADERS $ CONNECT ; RAW 2 0 $ 01
+			want: GOAWAY 21 ENHANCE_YOUR_CALM
+			app: handlers => 10`,
 		"slow enough is no flood": `
 			peer: FLOOD 1500 PING 0102030405060708
 			pass: 11s
 			peer: FLOOD 1500 PING 0102030405060708
 			peer: PING 0102030405060708
 			want: PING ACK 0102030405060708`,
+	})
+}
+
+// TestStreamErrorsAreCostly however many streams there may be.
+func TestStreamErrorsAreCostly(t *testing.T) {
+	cases(t, Config{MaxStreams: 5000}, map[string]string{
+		"WINDOW_UPDATE of 0": `
+			peer: FLOOD 3000 HEADERS $ CONNECT ; RAW 8 0 $ 00000000
+			want: GOAWAY 3999 ENHANCE_YOUR_CALM`,
+		"DATA after the end": `
+			peer: FLOOD 3000 HEADERS $ CONNECT ; RAW 0 1 $ ; DATA $ x
+			want: GOAWAY 3999 ENHANCE_YOUR_CALM`,
+		"malformed PRIORITY": `
+			peer: FLOOD 3000 HEADERS $ CONNECT ; RAW 2 0 $ 01
+			want: GOAWAY 3999 ENHANCE_YOUR_CALM`,
 	})
 }

@@ -138,11 +138,15 @@ func (r *reader) priority(h frameHeader) error {
 		return protocolError("PRIORITY on stream 0")
 	}
 	if h.length != 5 {
-		if err := r.costly("malformed PRIORITY"); err != nil {
-			return err
-		}
+		const problem = "PRIORITY of wrong length"
+		err := error(nil)
 		if _, known := r.c.stream(h.stream); known {
-			r.c.streamError(h.stream, FrameSize, "PRIORITY of wrong length")
+			err = r.c.streamError(h.stream, FrameSize, problem)
+		} else {
+			err = r.costly(problem)
+		}
+		if err != nil {
+			return err
 		}
 	}
 	return r.in.skip(h.length)

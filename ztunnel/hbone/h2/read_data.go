@@ -27,8 +27,14 @@ func (r *reader) data(h frameHeader) error {
 			return err
 		}
 	}
-	if s != nil && !s.expect(h.length, h.length-left) {
-		s = nil
+	if s != nil {
+		ok, err := s.expect(h.length, h.length-left)
+		if err != nil {
+			return err
+		}
+		if !ok {
+			s = nil
+		}
 	}
 	for left > 0 {
 		p, err := r.in.some(left)
@@ -102,8 +108,8 @@ func (r *reader) windowUpdate(h frameHeader) error {
 	if !known {
 		return protocolError("WINDOW_UPDATE on idle stream")
 	}
-	if s != nil {
-		s.growWindow(more)
+	if s == nil {
+		return nil
 	}
-	return nil
+	return s.growWindow(more)
 }

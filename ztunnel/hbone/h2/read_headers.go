@@ -102,8 +102,7 @@ func (r *reader) streamBlock(s *Stream) error {
 	}
 	switch {
 	case problem != "":
-		r.c.streamError(s.id, code, problem)
-		return r.costly("malformed header block")
+		return r.c.streamError(s.id, code, problem)
 	case answer && b.head.Status < 200:
 		return r.costly("interim answer")
 	case answer:

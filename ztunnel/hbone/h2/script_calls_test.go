@@ -121,6 +121,10 @@ func (r *rig) call(args []string) string {
 		return "ok"
 	case "run":
 		return <-r.ended
+	case "handlers": // that have begun and not returned
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return fmt.Sprint(len(r.release))
 	case "streams":
 		return fmt.Sprint(r.c.Streams())
 	}

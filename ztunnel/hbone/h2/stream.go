@@ -301,11 +301,7 @@ func (s *Stream) remoteEnded() {
 func (s *Stream) peerReset(code ErrCode) {
 	c := s.c
 	c.mu.Lock()
-	after := c.forget(s)
-	if !c.cfg.Client && !s.handled && !s.zombie {
-		s.zombie = true
-		c.zombies++
-	}
+	after := c.giveUp(s)
 	c.mu.Unlock()
 	reset := &ResetError{Code: code}
 	s.end(reset, reset)

@@ -265,9 +265,8 @@ func (s *Stream) giveCredit(more int64) {
 }
 
 // expect is called by the tunnel's reader at a DATA frame of length, overhead
-// of it padding. If the frame is not in order the stream is reset and false
-// returned.
-func (s *Stream) expect(length, overhead int) bool {
+// of it padding. If the frame is not in order the stream is reset and ok false.
+func (s *Stream) expect(length, overhead int) (ok bool, err error) {
 	s.mu.Lock()
 	code, reason, more := NoError, "", int64(0)
 	switch {
@@ -290,11 +289,10 @@ func (s *Stream) expect(length, overhead int) bool {
 	}
 	s.mu.Unlock()
 	if reason != "" {
-		s.c.streamError(s.id, code, reason)
-		return false
+		return false, s.c.streamError(s.id, code, reason)
 	}
 	s.giveCredit(more)
-	return true
+	return true, nil
 }
 
 // hasHead reports whether the answer is here, or was given.

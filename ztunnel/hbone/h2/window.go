@@ -151,7 +151,7 @@ func (c *Conn) growWindow(more int64) error {
 }
 
 // growWindow gives the stream more to send.
-func (s *Stream) growWindow(more int64) {
+func (s *Stream) growWindow(more int64) error {
 	c := s.c
 	c.mu.Lock()
 	s.sendWindow += more
@@ -161,11 +161,13 @@ func (s *Stream) growWindow(more int64) {
 	// "A receiver MUST treat the receipt of a WINDOW_UPDATE frame with a
 	// flow-control window increment of 0 as a stream error of type
 	// PROTOCOL_ERROR" https://www.rfc-editor.org/rfc/rfc9113#section-6.9
-	if more == 0 {
-		c.streamError(s.id, Protocol, "WINDOW_UPDATE of 0")
-	} else if tooLarge {
-		c.streamError(s.id, FlowControl, "stream window too large")
+	switch {
+	case more == 0:
+		return c.streamError(s.id, Protocol, "WINDOW_UPDATE of 0")
+	case tooLarge:
+		return c.streamError(s.id, FlowControl, "stream window too large")
 	}
+	return nil
 }
 
 // setPeerWindow applies SETTINGS_INITIAL_WINDOW_SIZE.

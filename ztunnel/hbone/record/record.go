@@ -29,9 +29,10 @@ type Conn struct {
 	net.Conn
 	sock *socket.Conn // nil: through Conn
 
-	in   *[bufSize]byte // nil while nothing is in it
-	r, w int            // in[r:w] has come and crypto/tls has not taken it
-	left int            // of the record that begins before r
+	in   *[bufSize]byte  // nil while it would hold less than a header
+	r, w int             // in[r:w] has come and crypto/tls has not taken it
+	part [headerLen]byte // its first w are in[:w] while in is nil
+	left int             // of the record that begins before r
 
 	mu   sync.Mutex // held while writing: records keep their order
 	held bool
@@ -79,6 +80,7 @@ func (c *Conn) Read(p []byte) (int, error) {
 			return 0, err
 		}
 	}
+	c.Get() // what was put aside
 	n := copy(p, c.in[c.r:min(c.w, c.r+c.left)])
 	c.r += n
 	c.left -= n
@@ -133,17 +135,20 @@ func (c *Conn) fill() error {
 	return nil
 }
 
-// Get and Put are [socket.Buffer]'s: who waits for a record holds no buffer.
+// Get and Put are [socket.Buffer]'s: who waits for a record holds no buffer,
+// though part of its header may have come.
 func (c *Conn) Get() []byte {
 	if c.in == nil {
 		c.in = buffers.Get().(*[bufSize]byte)
+		copy(c.in[:], c.part[:c.w])
 	}
 	return c.in[c.w:]
 }
 
 // Put is Get's counterpart.
 func (c *Conn) Put() {
-	if c.in != nil && c.w == 0 {
+	if c.in != nil && c.w < headerLen {
+		copy(c.part[:], c.in[:c.w])
 		buffers.Put(c.in)
 		c.in = nil
 	}

@@ -94,6 +94,77 @@ func TestEndWithinAHeader(t *testing.T) {
 	}
 }
 
+// TestWaitingForAHeader: who has sent part of a header, which takes no key,
+// costs no buffer.
+func TestWaitingForAHeader(t *testing.T) {
+	want := append(record(100), record(7)...)
+	for part := range headerLen {
+		a, b := tcpPair(t)
+		c := New(b)
+		p := make([]byte, len(want))
+		if part > 0 {
+			_, _ = a.Write(want[:part])
+			if err := c.fill(); err != nil || c.w != part {
+				t.Fatalf("%d bytes: got %d, %v", part, c.w, err)
+			}
+		}
+		_ = b.SetReadDeadline(time.Now().Add(10 * time.Millisecond))
+		held := true
+		_, err := c.sock.Read(waiting{c, func() { held = c.in != nil }})
+		if !errors.Is(err, os.ErrDeadlineExceeded) || held {
+			t.Errorf("%d bytes of a header: %v, a buffer is held: %v", part, err, held)
+		}
+		_ = b.SetReadDeadline(time.Time{})
+		_, _ = a.Write(want[part:])
+		_ = a.Close()
+		got, err := 0, error(nil)
+		for _, size := range []int{105, 12} {
+			for end := got + size; got < end && err == nil; {
+				var n int
+				n, err = c.Read(p[got:])
+				if got += n; got > end {
+					t.Errorf("%d bytes of a header: a read crosses the record's end", part)
+				}
+			}
+		}
+		if err != nil || !bytes.Equal(p, want) {
+			t.Errorf("%d bytes of a header, then the rest: %v, %x", part, err, p)
+		}
+		if _, err := c.Read(p); err != io.EOF || c.in != nil { //nolint:errorlint // readers return it bare
+			t.Errorf("at the end: %v", err)
+		}
+		_ = b.Close()
+	}
+}
+
+// waiting tells when the socket is about to wait.
+type waiting struct {
+	*Conn
+	tell func()
+}
+
+func (w waiting) Put() { w.Conn.Put(); w.tell() }
+
+// TestEndWithinAHeaderOverTCP: what had been put aside comes out.
+func TestEndWithinAHeaderOverTCP(t *testing.T) {
+	a, b := tcpPair(t)
+	c := New(b)
+	_, _ = a.Write([]byte{23, 3})
+	if err := c.fill(); err != nil {
+		t.Fatal(err)
+	}
+	c.Put()
+	_ = a.Close()
+	p := make([]byte, 10)
+	if n, err := c.Read(p); !bytes.Equal(p[:n], []byte{23, 3}) || err != nil {
+		t.Errorf("got %x, %v", p[:n], err)
+	}
+	if _, err := c.Read(p); err != io.EOF || c.in != nil { //nolint:errorlint // readers return it bare
+		t.Errorf("then: %v", err)
+	}
+	_ = b.Close()
+}
+
 func TestHold(t *testing.T) {
 	to := &chunks{}
 	c := New(to)

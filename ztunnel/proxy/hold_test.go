@@ -145,7 +145,7 @@ func TestMissingPolicyIsHeldThenRefused(t *testing.T) {
 	if l := shop.wantReason(telemetry.PolicyMissing); !strings.Contains(l.Err.Error(), "policy-missing: policy shop/late") {
 		t.Errorf("%v", l.Err)
 	}
-	shop.proxy.held.Policy = patience // for the connections from here on
+	shop.proxy.held.Policy = patience           // for the connections from here on
 	w.apply(web.message(), shop.message(named)) // which orders that before what reads it
 	c := web.dial(shop.addr(8080))
 	eventually(t, "the connection is held", func() bool { return shop.proxy.held.waiting.Load() == 1 })
